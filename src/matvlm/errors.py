@@ -1,0 +1,30 @@
+"""What a command says when its input is wrong: one line, a non-zero exit, no traceback."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+
+
+class UserError(ValueError):
+    """Something a user handed in cannot be used; the message is one line naming it and what is allowed."""
+
+
+def one_line(main: Callable[..., int | None]) -> Callable[..., int]:
+    """Wrap a command's `main`: a `UserError` becomes one line on stderr and exit status 2; a full disk, a
+    missing file or a refused permission one line and status 1."""
+
+    @functools.wraps(main)
+    def wrapped(*args: object, **kwargs: object) -> int:
+        try:
+            return main(*args, **kwargs) or 0
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+            return 1
+
+    return wrapped
