@@ -1,0 +1,76 @@
+"""The ablation cells: which students are trained, and which table each belongs to.
+
+A cell is one student up to its seed. Cells that several tables share are the same object, so that their
+runs are the same files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from matvlm.config import BaseCell, Preset
+
+AXES = {
+    "losses": "loss",
+    "layouts": "layout",
+    "ratios": "layout",
+    "inits": "init",
+    "divergences": "divergence",
+}
+"""Axis of the ablation, as in the table's name, and the field of a cell that it varies."""
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One student up to its seed. ``divergence`` is ``none`` where the probability loss is not used."""
+
+    init: str
+    layout: str
+    loss: str
+    divergence: str
+
+    @property
+    def path(self) -> str:
+        """Folder of the cell below ``distill/`` and ``eval/``."""
+        return f"{self.init}/{self.layout}/{self.loss}/{self.divergence}"
+
+    @classmethod
+    def make(cls, init: str, layout: str, loss: str, divergence: str) -> Cell:
+        """A cell in canonical form, so that equal students compare equal."""
+        return cls(init, layout, loss, divergence if "prob" in loss.split("+") else "none")
+
+
+def base_cell(base: BaseCell) -> Cell:
+    """The cell that every table shares."""
+    return Cell.make(base.init, base.layout, base.loss, base.divergence)
+
+
+def axis_values(axis: str, preset: Preset) -> list[str]:
+    """Values of one axis in the order of the configuration; ratios as the layouts they mean."""
+    values = getattr(preset.ablation, axis)
+    return [f"even-{value:g}" if axis == "ratios" else str(value) for value in values]
+
+
+def table_cells(axis: str, preset: Preset, base: BaseCell) -> list[Cell]:
+    """Cells of the table that varies ``axis``, all else as in the base cell, in table order.
+
+    Raises:
+        KeyError: ``axis`` is none of `AXES`.
+    """
+    start, field = base_cell(base), AXES[axis]
+    changed = (replace(start, **{field: value}) for value in axis_values(axis, preset))
+    return list(dict.fromkeys(Cell.make(c.init, c.layout, c.loss, c.divergence) for c in changed))
+
+
+def all_cells(preset: Preset, base: BaseCell) -> list[Cell]:
+    """Every cell of the preset once, the base cell first."""
+    cells = [base_cell(base)]
+    for axis in AXES:
+        cells += table_cells(axis, preset, base)
+    if preset.ablation.grid:
+        cells += [
+            Cell.make(base.init, layout, loss, base.divergence)
+            for layout in preset.ablation.layouts
+            for loss in preset.ablation.losses
+        ]
+    return list(dict.fromkeys(cells))
