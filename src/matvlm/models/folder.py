@@ -1,0 +1,95 @@
+"""Models on disk: complete Hugging Face folders, loaded strictly and checked against their own hashes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from transformers import LlavaForConditionalGeneration
+from transformers.utils import logging
+
+import matvlm.models  # noqa: F401  registers the hybrid text models
+from matvlm.errors import UserError
+from matvlm.files import write_json, written_aside
+from matvlm.provenance import file_hash
+
+PROVENANCE = "provenance.json"
+logging.disable_progress_bar()
+
+
+def save_model(
+    model: LlavaForConditionalGeneration,
+    out: Path,
+    provenance: dict,
+    *,
+    processor: object | None = None,
+    like: Path | None = None,
+    extra: dict[str, str] | None = None,
+) -> None:
+    """Write a model folder in one rename.
+
+    Args:
+        provenance: what `provenance.json` says, beside the hashes of the weight files.
+        processor: written into the folder; or else taken over from the model folder ``like``.
+        extra: further text files by name.
+    """
+    with written_aside(out) as aside:
+        model.save_pretrained(aside)
+        if processor is not None:
+            processor.save_pretrained(aside)
+        if like is not None:
+            for path in like.iterdir():
+                if path.is_file() and not (aside / path.name).exists() and path.suffix in (".json", ".jinja"):
+                    if path.name not in (PROVENANCE, "model.safetensors.index.json"):
+                        shutil.copy(path, aside / path.name)
+        for name, text in (extra or {}).items():
+            (aside / name).write_text(text, encoding="utf-8")
+        hashes = {path.name: file_hash(path) for path in sorted(aside.glob("*.safetensors"))}
+        write_json(aside / PROVENANCE, {**provenance, "files": hashes})
+
+
+def check_folder(folder: Path) -> dict:
+    """Provenance of a model folder, after checking that its weights are whole.
+
+    Raises:
+        UserError: no such folder, a file missing, or weights that differ from their recorded hash.
+    """
+    for name in ("config.json", PROVENANCE):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name}: missing; a model folder has config.json, weights and {PROVENANCE}")
+    try:
+        provenance = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+        files = provenance["files"]
+    except (ValueError, KeyError):
+        raise UserError(f"{folder / PROVENANCE}: not a provenance file with an entry 'files'") from None
+    for name, digest in files.items():
+        path = folder / name
+        if Path(name).name != name or not path.is_file():
+            raise UserError(f"{path}: missing, but {PROVENANCE} lists it")
+        if file_hash(path) != digest:
+            raise UserError(f"{path}: cut short or altered; its hash is not the one in {PROVENANCE}")
+    return provenance
+
+
+def load_model(folder: Path, **kwargs) -> LlavaForConditionalGeneration:
+    """A teacher or student from its folder, strictly: every tensor there, none left over, in evaluation mode.
+
+    Args:
+        kwargs: for `from_pretrained`, such as ``dtype``.
+
+    Raises:
+        UserError: the folder is not whole, or its tensors are not those that its config asks for.
+    """
+    check_folder(folder)
+    try:
+        model, info = LlavaForConditionalGeneration.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, **kwargs
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(f"{folder}: {str(error).splitlines()[0]}") from None
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[kind]:
+            names = ", ".join(sorted(str(name) for name in info[kind])[:5])
+            raise UserError(f"{folder}: {kind.replace('_', ' ')}: {names}")
+    return model.eval()
