@@ -1,0 +1,171 @@
+"""A prepared split held in memory: tokenised once, images decoded and resized once, batches put together in
+milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+from transformers import BaseImageProcessor
+
+from matvlm.data.collate import ConversationDataset
+from matvlm.data.conversations import load_conversations
+from matvlm.data.easy_vqa import ID_PREFIX
+from matvlm.data.errors import DataError
+from matvlm.data.images import open_image
+from matvlm.data.processor import count_image_tokens, load_processor
+from matvlm.data.segments import SegmentTable
+
+
+class InMemoryDataset:
+    """Conversations about one image each. `images`: (N, 3, S, S) uint8, resized. `ids`: names of the rows.
+    `flippable`: (N,) bool, rows whose answers stay true when the image is mirrored."""
+
+    def __init__(
+        self,
+        table: SegmentTable,
+        images: Tensor,
+        ids: list[str],
+        *,
+        max_length: int,
+        pad_token_id: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        self.table, self.images, self.ids = table, images, ids
+        self.max_length, self.pad_token_id = max_length, pad_token_id
+        self.flippable = np.array([name.startswith(ID_PREFIX) for name in ids])
+        self._mean = torch.tensor(mean).view(1, 3, 1, 1)
+        self._std = torch.tensor(std).view(1, 3, 1, 1)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device | str) -> InMemoryDataset:
+        """Move the images to ``device``, so that no batch has to; returns itself."""
+        self.images = self.images.to(device)
+        return self
+
+    def batch(
+        self,
+        indices: Sequence[int] | np.ndarray,
+        device: torch.device | str = "cpu",
+        rng: np.random.Generator | None = None,
+        shuffle_turns: bool = False,
+        drop_caption: float = 0.0,
+        flip: float = 0.0,
+        pad_to: int | None = None,
+    ) -> dict[str, Any]:
+        """Rows as one batch, padded on the right.
+
+        Args:
+            rng: needed for the three options that follow, which vary the data for a teacher in training.
+            shuffle_turns: put the questions of each row in a random order; a caption stays first.
+            drop_caption: share of rows whose caption turn is left out.
+            flip: share of the `flippable` rows whose image is mirrored left to right.
+            pad_to: T, for shapes that do not change; by default the longest row's length.
+
+        Returns:
+            `input_ids`, `attention_mask`, `labels` (B, T) int64, `pixel_values` (B, 3, S, S) float32,
+            `image_rows` (B,) and `ids`: the keys of `collate`.
+        """
+        rows = np.asarray(indices)
+        text = self.table.assemble(
+            rows,
+            self.max_length,
+            self.pad_token_id,
+            rng=rng,
+            shuffle_turns=shuffle_turns,
+            drop_caption=drop_caption,
+            pad_to=pad_to,
+        )
+        mask = np.arange(text.input_ids.shape[1]) < text.lengths[:, None]
+        arrays = {"input_ids": text.input_ids, "attention_mask": mask.astype(np.int64), "labels": text.labels}
+        batch: dict[str, Any] = {
+            name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in arrays.items()
+        }
+        batch["pixel_values"] = self._pixels(rows, device, rng, flip)
+        batch["image_rows"] = torch.arange(len(rows), device=device)
+        batch["ids"] = [self.ids[i] for i in rows]
+        return batch
+
+    def _pixels(
+        self, rows: np.ndarray, device: torch.device | str, rng: np.random.Generator | None, flip: float
+    ) -> Tensor:
+        index = torch.from_numpy(rows.astype(np.int64)).to(self.images.device)
+        pixels = self.images[index].to(device, non_blocking=True)  # (B, 3, S, S) uint8
+        if flip:
+            if rng is None:
+                raise ValueError("flip needs rng")
+            mirrored = self.flippable[rows] & (rng.random(len(rows)) < flip)
+            which = torch.from_numpy(np.flatnonzero(mirrored)).to(device)
+            pixels[which] = pixels[which].flip(-1)
+        return pixels.float().div_(255).sub_(self._mean.to(device)).div_(self._std.to(device))
+
+
+def preload(dataset: ConversationDataset, workers: int = 1) -> InMemoryDataset:
+    """Read everything that ``dataset`` would read; ``workers``: threads that decode images.
+
+    Raises:
+        DataError: an image or row cannot be used, or the image processor does more than a plain resize.
+    """
+    tokenizer, processor = dataset.tokenizer, dataset.image_processor
+    pad = tokenizer.pad_token_id
+    return InMemoryDataset(
+        SegmentTable(dataset.rows, tokenizer, dataset.n_image_tokens),
+        _read_images([row.get("image", "") for row in dataset.rows], dataset.image_root, processor, workers),
+        [row["id"] for row in dataset.rows],
+        max_length=dataset.max_length,
+        pad_token_id=tokenizer.eos_token_id if pad is None else pad,
+        mean=processor.image_mean,
+        std=processor.image_std,
+    )
+
+
+def load_split(data: Path, model: Path, max_length: int, workers: int = 4) -> InMemoryDataset:
+    """A split written by `matvlm.data.prepare`, for the processor in the model folder ``model``.
+
+    Raises:
+        DataError: anything wrong with the split or the processor, a rejected row included: what we prepared
+            ourselves has none.
+    """
+    processor = load_processor(model)
+    rows, rejected = load_conversations(data / "conversations.json", data, check_images=False)
+    dataset = ConversationDataset(
+        rows,
+        data,
+        processor.tokenizer,
+        processor.image_processor,
+        count_image_tokens(processor),
+        max_length,
+    )
+    if bad := rejected + dataset.rejected:
+        name, field, reason = bad[0]["id"], bad[0]["field"], bad[0]["reason"]
+        raise DataError(f"{data / 'conversations.json'}: {len(bad)} bad rows; {name}: {field}: {reason}")
+    return preload(dataset, workers)
+
+
+def _read_images(paths: list[str], root: Path, processor: BaseImageProcessor, workers: int) -> Tensor:
+    """(N, 3, S, S) uint8."""
+    size = processor.size
+    crops = getattr(processor, "do_center_crop", None) or getattr(processor, "do_pad", None)
+    if not processor.do_resize or crops or set(dict(size)) != {"height", "width"}:
+        raise DataError("image processor: only a plain resize to height and width can be preloaded")
+    shape, resample = (size["width"], size["height"]), Image.Resampling(processor.resample)
+    images = np.empty((len(paths), size["height"], size["width"], 3), dtype=np.uint8)
+
+    def read(index: int) -> None:
+        images[index] = np.asarray(open_image(paths[index], root).resize(shape, resample))
+
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        done = pool.map(read, range(len(paths)))
+        for _ in tqdm(done, total=len(paths), desc=f"images of {root.name}", disable=None):
+            pass
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
