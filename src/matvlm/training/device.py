@@ -1,0 +1,24 @@
+"""Which device a step runs on."""
+
+from __future__ import annotations
+
+import torch
+
+from matvlm.errors import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` is the first GPU where there is one, else the CPU; or a torch device by name.
+
+    Raises:
+        UserError: a device that is unknown or not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: unknown; allowed: auto, cpu, cuda, cuda:0, …") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: no GPU is available here; use cpu or auto")
+    return device

@@ -1,0 +1,251 @@
+"""The one training loop, for the teacher and for students: AdamW, warm-up-stable-decay, gradient
+accumulation, clipping, validation, logging and exact resume, on accelerate.
+
+All randomness of a step comes from (seed, step), so that a resumed run is the uninterrupted one bit for bit.
+Losses are sums over the whole batch divided by counts over the whole batch, so that neither the
+micro-batch size nor the number of devices changes them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import get_wsd_schedule
+
+from matvlm.config import Optimisation
+from matvlm.errors import UserError
+from matvlm.training import checkpoint
+
+LOG_COLUMNS = (
+    "step",
+    "tokens",
+    "loss",
+    "loss_prob",
+    "loss_layer",
+    "loss_ce",
+    "lr",
+    "grad_norm",
+    "seconds",
+    "val_kl",
+    "val_ce",
+)
+
+
+class Task(Protocol):
+    """What the loop trains: a model, its data and its losses."""
+
+    model: nn.Module
+
+    def batch(self, rows: np.ndarray, step: int) -> dict[str, Any]:
+        """The rows as a micro-batch on the device, with ``tokens``, the number of real positions."""
+
+    def counts(self, batch: dict[str, Any]) -> dict[str, float]:
+        """What each loss of this micro-batch is to be divided by, before adding up over the batch."""
+
+    def losses(self, batch: dict[str, Any], counts: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The micro-batch's share of the loss to minimise, and of each named loss."""
+
+    def validate(self) -> dict[str, float]:
+        """Validation losses, by column of the log."""
+
+
+def train(
+    task: Task,
+    settings: Optimisation,
+    order: Callable[[int], np.ndarray],
+    *,
+    seed: int,
+    state: Path,
+    title: str,
+    tensorboard: Path | None = None,
+) -> str:
+    """Train ``task.model``'s weights that require gradients for ``settings.steps`` steps.
+
+    Args:
+        order: rows of each step, counted from 0. seed: of dropout and augmentation.
+        state: folder of resumable checkpoints; a run found there is continued.
+        title: of the progress bar. tensorboard: folder for event files, or none.
+
+    Returns:
+        The text of log.csv, with the columns `LOG_COLUMNS`.
+
+    Raises:
+        UserError: a loss or gradient that is not finite; the last good checkpoint stays in ``state``.
+    """
+    accelerator = Accelerator(mixed_precision="bf16" if settings.precision == "bfloat16" else "no")
+    weights = {name: weight for name, weight in task.model.named_parameters() if weight.requires_grad}
+    optimizer = torch.optim.AdamW(
+        parameter_groups(weights, settings.weight_decay),
+        lr=settings.learning_rate,
+        betas=settings.betas,
+        fused=accelerator.device.type == "cuda",
+    )
+    scheduler = get_wsd_schedule(
+        optimizer,
+        num_warmup_steps=settings.warmup_steps,
+        num_decay_steps=settings.decay_steps,
+        num_training_steps=settings.steps,
+        min_lr_ratio=settings.min_learning_rate_ratio,
+    )
+    log = Log(tensorboard)
+    done = checkpoint.load_newest(state, weights, optimizer)
+    if done is None:
+        done = checkpoint.Progress(step=0, tokens=0, seconds=0.0, scheduler={}, log="")
+        log.add(step=0, tokens=0, seconds=0.0, **task.validate())
+    else:
+        scheduler.load_state_dict(done.scheduler)
+        for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+        log.restore(done.log)
+        print(f"{title}: resumed at step {done.step} of {settings.steps}", file=sys.stderr)
+
+    tokens, start = done.tokens, time.perf_counter() - done.seconds
+
+    def load(step: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        rows = order(step)[accelerator.process_index :: accelerator.num_processes]
+        return rows, [task.batch(part, step) for part in _split(rows, settings.micro_batch_size)]
+
+    bar = tqdm(
+        range(done.step, settings.steps),
+        desc=title,
+        initial=done.step,
+        total=settings.steps,
+        mininterval=0.5 if sys.stderr.isatty() else 5,
+    )
+    for step, (rows, batches) in zip(bar, _ahead(load, done.step, settings.steps), strict=True):
+        torch.manual_seed((seed << 32) + step)
+        counts = _reduce(accelerator, [task.counts(batch) for batch in batches])
+        means: dict[str, Tensor] = {}
+        for batch in batches:
+            with accelerator.autocast():
+                loss, named = task.losses(batch, counts)
+            accelerator.backward(loss)
+            for name, value in {"loss": loss, **named}.items():
+                means[name] = means.get(name, 0) + value.detach()
+        _sum_gradients(accelerator, weights)
+        norm = nn.utils.clip_grad_norm_(weights.values(), settings.max_grad_norm)
+        if not torch.isfinite(norm) or not torch.isfinite(means["loss"]):
+            raise UserError(
+                f"{title}: loss {float(means['loss']):g} with gradient norm {float(norm):g} at step {step + 1}, "
+                f"rows {', '.join(map(str, rows[:8]))}…; the last good checkpoint is in {state}"
+            )
+        rate = scheduler.get_last_lr()[0]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        scheduler.step()
+        tokens += int(counts["tokens"])
+
+        at = step + 1
+        last = at == settings.steps
+        validated = task.validate() if last or at % settings.validate_every == 0 else {}
+        if last or validated or at % settings.log_every == 0:
+            values = {name: float(accelerator.reduce(value, "sum")) for name, value in means.items()}
+            seconds = time.perf_counter() - start
+            log.add(
+                step=at, tokens=tokens, lr=rate, grad_norm=float(norm), seconds=seconds, **values, **validated
+            )
+            bar.set_postfix(loss=f"{values['loss']:.4f}", **{k: f"{v:.4f}" for k, v in validated.items()})
+        if accelerator.is_main_process and (last or at % settings.save_every == 0):
+            progress = checkpoint.Progress(
+                at, tokens, time.perf_counter() - start, _plain(scheduler.state_dict()), log.text()
+            )
+            checkpoint.save(state, progress, weights, optimizer)
+    log.close()
+    return log.text()
+
+
+def parameter_groups(weights: dict[str, nn.Parameter], weight_decay: float) -> list[dict]:
+    """AdamW's groups: no decay on vectors and biases, as in the release."""
+    matrices = [w for w in weights.values() if w.ndim >= 2]
+    vectors = [w for w in weights.values() if w.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+class Log:
+    """Rows of log.csv, held in memory and kept in each checkpoint; also sent to TensorBoard if asked for."""
+
+    def __init__(self, tensorboard: Path | None) -> None:
+        self.rows: list[dict[str, str]] = []
+        self.writer = None
+        if tensorboard is not None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(tensorboard))
+
+    def add(self, step: int, **values: float) -> None:
+        """One row; columns not given stay empty, seconds and losses are rounded to what is meaningful."""
+        row = {"step": str(step)} | {name: _number(value) for name, value in values.items()}
+        self.rows.append(row)
+        if self.writer is not None:
+            for name, value in values.items():
+                self.writer.add_scalar(name, value, step)
+
+    def text(self) -> str:
+        stream = io.StringIO()
+        writer = csv.DictWriter(stream, LOG_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return stream.getvalue()
+
+    def restore(self, text: str) -> None:
+        self.rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(io.StringIO(text))]
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+def _number(value: float) -> str:
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.8g}" if math.isfinite(value) else str(value)
+
+
+def _split(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def _ahead(load: Callable[[int], Any], start: int, stop: int) -> Iterator[Any]:
+    """``load(step)`` for each step, the next one made in a thread while this one is used."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        waiting = pool.submit(load, start) if start < stop else None
+        for step in range(start, stop):
+            ready = waiting.result()
+            waiting = pool.submit(load, step + 1) if step + 1 < stop else None
+            yield ready
+
+
+def _reduce(accelerator: Accelerator, parts: list[dict[str, float]]) -> dict[str, float]:
+    """Counts added up over micro-batches and devices."""
+    names = sorted(parts[0])
+    totals = torch.tensor([sum(part[name] for part in parts) for name in names], dtype=torch.float64)
+    if accelerator.num_processes > 1:
+        totals = accelerator.reduce(totals.to(accelerator.device), "sum").cpu()
+    return dict(zip(names, totals.tolist(), strict=True))
+
+
+def _sum_gradients(accelerator: Accelerator, weights: dict[str, nn.Parameter]) -> None:
+    """Add up the devices' shares of each gradient. The trained part is small, so one reduction after the
+    last micro-batch is enough, and the model needs no wrapper."""
+    if accelerator.num_processes > 1:
+        for weight in weights.values():
+            weight.grad = accelerator.reduce(weight.grad, "sum")
+
+
+def _plain(state: dict) -> dict:
+    """A scheduler's state as JSON can hold it."""
+    return {key: [{}] * len(value) if key == "lr_lambdas" else value for key, value in state.items()}
