@@ -1,0 +1,61 @@
+"""The embedded teacher: a small SigLIP tower, a two-layer connector and a Phi language model, as
+transformers' own LLaVA model."""
+
+from __future__ import annotations
+
+import torch
+from transformers import LlavaConfig, LlavaForConditionalGeneration, PhiConfig, SiglipVisionConfig
+
+from matvlm.config import EmbeddedTeacher
+
+
+def build_teacher(
+    settings: EmbeddedTeacher, *, vocab_size: int, token_ids: dict[str, int], seed: int
+) -> LlavaForConditionalGeneration:
+    """An untrained teacher in float32.
+
+    Args:
+        vocab_size: rows of the embedding. token_ids: ids of ``image``, ``eos`` and ``pad``.
+        seed: of the random weights.
+    """
+    vision, text = settings.vision, settings.text
+    config = LlavaConfig(
+        vision_config=SiglipVisionConfig(
+            image_size=vision.image_size,
+            patch_size=vision.patch_size,
+            hidden_size=vision.hidden_size,
+            intermediate_size=vision.intermediate_size,
+            num_hidden_layers=vision.layers,
+            num_attention_heads=vision.heads,
+            vision_use_head=False,
+        ),
+        text_config=PhiConfig(
+            vocab_size=vocab_size,
+            hidden_size=text.hidden_size,
+            intermediate_size=text.intermediate_size,
+            num_hidden_layers=text.layers,
+            num_attention_heads=text.heads,
+            num_key_value_heads=text.kv_heads,
+            partial_rotary_factor=text.partial_rotary_factor,
+            max_position_embeddings=text.max_position_embeddings,
+            bos_token_id=token_ids["eos"],
+            eos_token_id=token_ids["eos"],
+            pad_token_id=token_ids["pad"],
+        ),
+        image_token_id=token_ids["image"],
+        image_seq_length=image_tokens(settings),
+        vision_feature_layer=settings.vision_feature_layer,
+        vision_feature_select_strategy=settings.vision_feature_select_strategy,
+        projector_hidden_act="gelu",
+        pad_token_id=token_ids["pad"],
+        eos_token_id=token_ids["eos"],
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(seed)
+    return LlavaForConditionalGeneration(config)
+
+
+def image_tokens(settings: EmbeddedTeacher) -> int:
+    """Image tokens that reach the language model; `default` drops the first patch, as the release does."""
+    patches = (settings.vision.image_size // settings.vision.patch_size) ** 2
+    return patches - (settings.vision_feature_select_strategy == "default")
