@@ -1,0 +1,203 @@
+"""The teacher's answers on disk: logits (all, or the top k with the tail's mass), hidden states at every
+layer and vision features, computed once and shared by all cells.
+
+A cache is a folder of safetensors shards and a `manifest.json` with their hashes. In a shard the real
+positions of its conversations stand one after another, without padding:
+``states`` (positions, layers + 1, d), ``vision`` (conversations, image tokens, vision width), and
+``logits`` (positions, v) or ``top_values``, ``top_indices`` (positions, k) and ``tail`` (positions,).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from matvlm import config, provenance
+from matvlm.data.dataset import InMemoryDataset, load_split
+from matvlm.distill.forward import TeacherPass, teacher_pass
+from matvlm.distill.losses import TopK
+from matvlm.errors import UserError, one_line
+from matvlm.files import write_json, written_aside
+from matvlm.models.folder import load_model
+from matvlm.training.device import pick_device
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+def build(
+    settings: config.Cache, teacher: Path, data: Path, max_length: int, out: Path, device: torch.device
+) -> None:
+    """Run the teacher over a split and write its cache in one rename."""
+    model = load_model(teacher).to(device)
+    dataset = load_split(data, teacher, max_length)
+    manifest = fingerprint(settings, teacher, data, max_length) | {"shards": [], "rows": []}
+    with written_aside(out) as aside:
+        starts = range(0, len(dataset), settings.shard_size)
+        for number, start in enumerate(tqdm(starts, desc="cache_teacher", mininterval=1)):
+            rows = np.arange(start, min(start + settings.shard_size, len(dataset)))
+            name = f"shard-{number:05d}.safetensors"
+            tensors, lengths = _shard(model, dataset, rows, settings, device)
+            save_file(tensors, aside / name)
+            manifest["shards"].append(
+                {"file": name, "rows": len(rows), "sha256": provenance.file_hash(aside / name)}
+            )
+            manifest["rows"] += lengths
+        write_json(aside / MANIFEST, manifest)
+
+
+def fingerprint(settings: config.Cache, teacher: Path, data: Path, max_length: int) -> dict:
+    """What a cache depends on; two caches with the same one are interchangeable."""
+    return {
+        "format": FORMAT,
+        "mode": settings.mode,
+        "top_k": settings.top_k if settings.mode == "topk" else None,
+        "dtype": settings.dtype,
+        "max_length": max_length,
+        "teacher_hash": provenance.model_hash(teacher),
+        "data_hash": provenance.data_hash(data),
+    }
+
+
+class CacheReader:
+    """Reads batches of a cache. Each shard's hash is checked when it is first used.
+
+    Args:
+        expected: entries of `fingerprint` that the cache must have.
+
+    Raises:
+        UserError: no cache, one made for another configuration, or a shard cut short or altered.
+    """
+
+    def __init__(self, folder: Path, expected: dict) -> None:
+        self.folder = folder
+        try:
+            self.manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise UserError(f"{folder / MANIFEST}: missing or not JSON; make the cache again") from None
+        for key, value in expected.items():
+            if self.manifest.get(key) != value:
+                found = self.manifest.get(key)
+                raise UserError(f"{folder}: cache was made with {key} {found!r}, but {value!r} is asked for")
+        self.lengths = np.asarray(self.manifest["rows"])
+        counts = [shard["rows"] for shard in self.manifest["shards"]]
+        self.shard_of = np.repeat(np.arange(len(counts)), counts)
+        self.first_row = np.concatenate([[0], np.cumsum(counts)])
+        self._open: dict[int, object] = {}
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def read(self, rows: np.ndarray, layers: list[int], length: int, device: torch.device) -> dict:
+        """The rows' targets, zero-padded on the right to ``length``.
+
+        Args:
+            layers: points of the residual stream wanted: i is the input of layer i, and the last its output.
+
+        Returns:
+            ``teacher`` (b, l, v) or `TopK`, ``states`` (len(layers), b, l, d), ``vision``.
+        """
+        parts = [self._row(int(row), layers) for row in rows]
+        padded = {
+            name: torch.stack([_pad(part[name], length) for part in parts]).to(device)
+            for name in parts[0]
+            if name != "vision"
+        }
+        if "logits" in padded:
+            teacher = padded["logits"].float()
+        else:
+            teacher = TopK(padded["top_values"].float(), padded["top_indices"].long(), padded["tail"].float())
+        states = padded["states"].float().permute(2, 0, 1, 3) if layers else None
+        vision = torch.stack([part["vision"] for part in parts]).to(device).float()
+        return {"teacher": teacher, "states": states, "vision": vision}
+
+    def _row(self, row: int, layers: list[int]) -> dict[str, Tensor]:
+        shard = int(self.shard_of[row])
+        first = int(self.first_row[shard])
+        start = int(self.lengths[first:row].sum())
+        end = start + int(self.lengths[row])
+        stream = self._shard(shard)
+        names = [name for name in stream.keys() if name not in ("vision", "states")]  # noqa: SIM118
+        part = {name: stream.get_slice(name)[start:end] for name in names}
+        if layers:
+            part["states"] = stream.get_slice("states")[start:end][:, layers]
+        part["vision"] = stream.get_slice("vision")[row - first]
+        return part
+
+    def _shard(self, index: int):
+        if index not in self._open:
+            entry = self.manifest["shards"][index]
+            path = self.folder / entry["file"]
+            if path.parent != self.folder or not path.is_file():
+                raise UserError(f"{path}: missing, but {MANIFEST} lists it; make the cache again")
+            if provenance.file_hash(path) != entry["sha256"]:
+                raise UserError(f"{path}: cut short or altered; its hash is not the one in {MANIFEST}")
+            try:
+                self._open[index] = safe_open(path, "pt")
+            except SafetensorError as error:
+                raise UserError(f"{path}: {error}") from None
+        return self._open[index]
+
+
+def _shard(
+    model, dataset: InMemoryDataset, rows: np.ndarray, settings: config.Cache, device: torch.device
+) -> tuple[dict[str, Tensor], list[int]]:
+    parts: list[dict[str, Tensor]] = []
+    lengths: list[int] = []
+    dtype = getattr(torch, settings.dtype)
+    for start in range(0, len(rows), 16):
+        batch = dataset.batch(rows[start : start + 16], device)
+        real = batch["attention_mask"].bool()
+        parts.append(_tensors(teacher_pass(model, batch), real, settings, dtype))
+        lengths += real.sum(1).tolist()
+    names = parts[0].keys()
+    return {name: torch.cat([part[name] for part in parts]) for name in names}, lengths
+
+
+def _tensors(passed: TeacherPass, real: Tensor, settings: config.Cache, dtype: torch.dtype) -> dict[str, Tensor]:
+    tensors = {
+        "states": passed.states.permute(1, 2, 0, 3)[real].to(dtype),
+        "vision": passed.vision.to(dtype),
+    }
+    logits = passed.logits[real]
+    if settings.mode == "topk":
+        top = TopK.of(logits, settings.top_k)
+        tensors |= {"top_values": top.values, "top_indices": top.indices.int(), "tail": top.tail}
+    else:
+        tensors["logits"] = logits.to(dtype)
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _pad(tensor: Tensor, length: int) -> Tensor:
+    out = tensor.new_zeros(length, *tensor.shape[1:])
+    out[: len(tensor)] = tensor
+    return out
+
+
+@one_line
+def main(argv: list[str] | None = None) -> None:
+    """`python -m matvlm.distill.cache`: write the teacher's cache of a split."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--settings", required=True)
+    parser.add_argument("--max-length", type=int, required=True)
+    parser.add_argument("--teacher", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args(argv)
+    settings = config.parse_settings(config.Cache, args.settings)
+    if settings.mode == "online":
+        raise UserError("cache.mode is online: there is nothing to cache")
+    build(settings, args.teacher, args.data, args.max_length, args.out, pick_device(args.device))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

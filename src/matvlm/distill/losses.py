@@ -1,0 +1,149 @@
+"""The distillation losses: L_prob, L_layer and L_ce.
+
+By default each is a mean over tokens (``reduction: token``), so that weights carry over to other lengths,
+batch sizes and widths. ``reduction: release`` follows the arithmetic of the paper's release instead: sums
+and norms over the whole micro-batch, padding included. Shapes: batch b, length l, vocabulary v, width d.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+DIVERGENCES = ("kl", "reverse", "jsd", "ce", "l2")
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The teacher's k largest log-probabilities and the log of the mass outside them.
+
+    ``values``: (..., k) log-probabilities at temperature 1. ``indices``: (..., k). ``tail``: (...,).
+    """
+
+    values: Tensor
+    indices: Tensor
+    tail: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, k: int) -> TopK:
+        """The top k of (..., v) logits; k at most v."""
+        log_p = F.log_softmax(logits.float(), dim=-1)
+        values, indices = log_p.topk(min(k, logits.shape[-1]), dim=-1)
+        return cls(values, indices, _log_rest(values))
+
+    def student_log_probs(self, student: Tensor) -> Tensor:
+        """The student's log-probabilities (..., k + 1) of the same tokens and of all others together."""
+        chosen = F.log_softmax(student.float(), dim=-1).gather(-1, self.indices)
+        return torch.cat([chosen, _log_rest(chosen)[..., None]], dim=-1)
+
+    def log_probs(self) -> Tensor:
+        """The teacher's (..., k + 1), the tail last."""
+        return torch.cat([self.values, self.tail[..., None]], dim=-1)
+
+
+def prob_divergence(
+    student: Tensor, teacher: Tensor | TopK, divergence: str, temperature: float = 1.0
+) -> Tensor:
+    """Divergence of the student's next-token distribution from the teacher's at each position.
+
+    ``kl`` is KL(teacher || student), ``reverse`` KL(student || teacher), ``jsd`` the Jensen-Shannon divergence
+    (half of each one's KL to their mean), ``ce`` cross-entropy on the teacher's most probable token, ``l2``
+    the root mean square difference of the logits. The first three are multiplied by the temperature squared,
+    which keeps their gradients' scale (Hinton et al. 2015).
+
+    Args:
+        student: (..., v) logits. teacher: (..., v) logits, or their top k.
+
+    Returns:
+        (...), in nats but for ``l2``.
+
+    Raises:
+        ValueError: unknown divergence, or one that a top-k cache cannot give.
+    """
+    if divergence not in DIVERGENCES:
+        raise ValueError(f"unknown divergence {divergence!r}; allowed: {', '.join(DIVERGENCES)}")
+    if isinstance(teacher, TopK):
+        if divergence == "l2" or temperature != 1.0:
+            raise ValueError("a top-k cache serves kl, reverse, jsd and ce at temperature 1 only")
+        if divergence == "ce":
+            return _cross_entropy(student, teacher.indices[..., 0])
+        log_s, log_t = teacher.student_log_probs(student), teacher.log_probs()
+    else:
+        if divergence == "ce":
+            return _cross_entropy(student, teacher.argmax(-1))
+        if divergence == "l2":
+            return root_mean_square(student - teacher)
+        log_s = F.log_softmax(student.float() / temperature, dim=-1)
+        log_t = F.log_softmax(teacher.float() / temperature, dim=-1)
+    scale = temperature**2
+    if divergence == "kl":
+        return scale * _kl(log_t, log_s)
+    if divergence == "reverse":
+        return scale * _kl(log_s, log_t)
+    log_m = torch.logaddexp(log_s, log_t) - math.log(2)
+    return scale * 0.5 * (_kl(log_t, log_m) + _kl(log_s, log_m))
+
+
+def layer_divergence(student: Tensor, teacher: Tensor, divergence: str) -> Tensor:
+    """Difference of a layer's output from the teacher's at each position.
+
+    ``l2`` is the Euclidean norm over the width divided by its square root, ``kl`` the divergence
+    KL(teacher || student) of the softmaxes over the width.
+
+    Args:
+        student, teacher: (..., d), before the final LayerNorm also at the last layer.
+    """
+    if divergence == "l2":
+        return root_mean_square(student - teacher)
+    return _kl(F.log_softmax(teacher.float(), dim=-1), F.log_softmax(student.float(), dim=-1))
+
+
+def release_prob(student: Tensor, teacher: Tensor, divergence: str, temperature: float) -> Tensor:
+    """L_prob as the release computes it, over all positions of (b, l, v), padding included: ``kl`` and
+    ``reverse`` are sums divided by b, ``jsd`` is KL(M || student) + KL(M || teacher) so divided and halved,
+    ``ce`` is a mean, ``l2`` one norm of the whole difference."""
+    if divergence == "l2":
+        return (student - teacher).float().norm()
+    if divergence == "ce":
+        return _cross_entropy(student, teacher.argmax(-1)).mean()
+    log_s = F.log_softmax(student.float() / temperature, dim=-1)
+    log_t = F.log_softmax(teacher.float() / temperature, dim=-1)
+    if divergence == "jsd":
+        log_m = torch.logaddexp(log_s, log_t) - math.log(2)
+        total = 0.5 * (_kl(log_m, log_s) + _kl(log_m, log_t))
+    else:
+        total = _kl(log_t, log_s) if divergence == "kl" else _kl(log_s, log_t)
+    return total.sum() / student.shape[0]
+
+
+def answer_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum of next-token cross-entropy over the labelled positions.
+
+    Args:
+        logits: (b, l, v). labels: (b, l), -100 where there is no label; labels[:, t] is predicted at t - 1.
+    """
+    return F.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum"
+    )
+
+
+def root_mean_square(difference: Tensor) -> Tensor:
+    """Root mean square over the last dimension, with a zero gradient at zero."""
+    return difference.float().square().mean(-1).add(1e-12).sqrt()
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return -F.log_softmax(logits.float(), dim=-1).gather(-1, targets[..., None]).squeeze(-1)
+
+
+def _log_rest(log_p: Tensor) -> Tensor:
+    """log(1 - sum exp(log_p)) over the last dimension, at least that of the smallest float32 step below 1."""
+    return torch.log1p(-log_p.exp().sum(-1).clamp(max=1 - 1e-7))

@@ -1,0 +1,111 @@
+"""`python -m matvlm.distill.run`: train one student against its teacher."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from matvlm import config, provenance
+from matvlm.data.dataset import load_split
+from matvlm.distill.cache import CacheReader
+from matvlm.distill.targets import Cached, Online
+from matvlm.distill.task import DistillTask, Objective, select_trainable
+from matvlm.errors import UserError, one_line
+from matvlm.models.folder import load_model, save_model
+from matvlm.training.device import pick_device
+from matvlm.training.loop import train
+from matvlm.training.order import Order
+
+
+@one_line
+def main(argv: list[str] | None = None) -> None:
+    """Train one student against its teacher; a run found in --state is continued."""
+    args = _parse(argv)
+    settings = config.parse_settings(config.Distillation, args.settings)
+    cell = {key: getattr(args, key) for key in ("init", "layout", "loss", "divergence", "seed")}
+    if settings.reduction == "release" and args.cache is not None:
+        raise UserError(
+            "distill.reduction: release needs cache.mode: online; its losses include padding, which no cache holds"
+        )
+    device = pick_device(args.device)
+    cost = provenance.Cost(str(device))
+
+    teacher = load_model(args.teacher).to(device)
+    student = load_model(args.init_dir).to(device)
+    trained = select_trainable(student)
+    size = sum(weight.numel() for weight in student.parameters() if weight.requires_grad)
+    print(f"training {size:,} weights: {_summary(trained)}", file=sys.stderr)
+
+    data = load_split(args.data, args.teacher, args.max_length)
+    validation = load_split(args.val, args.teacher, args.max_length)
+    online = Online(teacher)
+    source = online
+    if args.cache is not None:
+        reader = CacheReader(
+            args.cache,
+            {
+                "teacher_hash": provenance.model_hash(args.teacher),
+                "data_hash": provenance.data_hash(args.data),
+                "max_length": args.max_length,
+            },
+        )
+        source = Cached(reader, device)
+    task = DistillTask(
+        student, data, source, Objective.of(args.loss, args.divergence, settings), (validation, online)
+    )
+    configuration = {"distill": settings.model_dump(mode="json"), "max_length": args.max_length} | cell
+    log = train(
+        task,
+        settings,
+        Order(np.arange(len(data)), settings.batch_size, args.seed),
+        seed=args.seed,
+        state=args.state / provenance.settings_hash(configuration | _inputs(args)),
+        title=f"distill {args.init} {args.layout} {args.loss} {args.divergence} seed {args.seed}",
+        tensorboard=args.tensorboard,
+    )
+    record = {
+        "step": "distill",
+        "cell": cell,
+        "trained": trained,
+        "provenance": provenance.describe(
+            configuration, data=args.data, teacher=args.teacher, device=str(device)
+        ),
+        "cost": cost.finish(),
+    }
+    save_model(student.eval(), args.out, record, like=args.teacher, extra={"log.csv": log})
+
+
+def _inputs(args: argparse.Namespace) -> dict[str, str]:
+    """Hashes of what a run starts from, so that state of another teacher or data is never resumed."""
+    return {
+        "teacher_hash": provenance.model_hash(args.teacher),
+        "init_hash": provenance.model_hash(args.init_dir),
+        "data_hash": provenance.data_hash(args.data),
+    }
+
+
+def _summary(names: list[str]) -> str:
+    """The trained tensors, each Mamba-2 mixer as one name."""
+    return ", ".join(dict.fromkeys(n.split(".mamba.")[0] + ".mamba" if ".mamba." in n else n for n in names))
+
+
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--settings", required=True, help="JSON of matvlm.config.Distillation")
+    parser.add_argument("--max-length", type=int, required=True)
+    for name in ("--init-dir", "--teacher", "--data", "--val", "--state", "--out"):
+        parser.add_argument(name, type=Path, required=True)
+    for name in ("--cache", "--tensorboard"):
+        parser.add_argument(name, type=Path)
+    for name in ("--init", "--layout", "--loss", "--divergence"):
+        parser.add_argument(name, required=True)
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--device", default="auto")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
