@@ -1,0 +1,55 @@
+"""The slice of the configuration that a report needs: names, axes and the model's depth, nothing of training."""
+
+from __future__ import annotations
+
+from pydantic import PositiveInt
+
+from matvlm import layouts
+from matvlm.config import TASKS, Ablation, BaseCell, Config, Model
+from matvlm.experiments import Cell, base_cell, table_cells
+
+
+class Report(Model):
+    """What every command of `matvlm.report.render` takes as ``--settings``."""
+
+    preset: str
+    depth: PositiveInt
+    """Decoder layers of the language model, for the achieved ratio."""
+    base: BaseCell
+    ablation: Ablation
+    tasks: tuple[str, ...] = TASKS
+
+    @classmethod
+    def of(cls, config: Config) -> Report:
+        """The slice of a whole configuration for its active preset."""
+        preset = config.active
+        return cls(
+            preset=config.preset,
+            depth=preset.teacher.depth,
+            base=config.base,
+            ablation=preset.ablation,
+            tasks=preset.evaluate.tasks,
+        )
+
+    @property
+    def base_cell(self) -> Cell:
+        """The cell that every ablation varies one axis of."""
+        return base_cell(self.base)
+
+    @property
+    def at_paper_scale(self) -> bool:
+        """Whether the paper's published numbers were made with this model, so that magnitudes compare."""
+        return self.preset == "paper"
+
+    def cells(self, axis: str) -> list[Cell]:
+        """Cells of one axis in the order of the configuration; the base cell first where the axis lacks it."""
+        cells = table_cells(axis, self, self.base)
+        return cells if self.base_cell in cells else [self.base_cell, *cells]
+
+    def replaced(self, layout: str) -> int:
+        """Number of layers that a layout replaces."""
+        return len(layouts.resolve(layout, self.depth))
+
+    def command(self, target: str) -> str:
+        """The command that makes a target of this preset."""
+        return f"snakemake {target} --config preset={self.preset}"
