@@ -84,7 +84,7 @@ def test_biases_are_copied_only_where_there_are_any():
     weights["dense.bias"] = torch.full((HIDDEN,), 9.0)
     mixer = make_mixer(4, 4, bias=True)
     copy_attention(weights, mixer)
-    z, x, B, C, dt = mixer.in_proj.bias.split([24, 24, 24, 24, 4])
+    _, x, B, C, _ = mixer.in_proj.bias.split([24, 24, 24, 24, 4])
     assert (x == 3).all()
     assert (B == 2).all()
     assert (C == 1).all()

@@ -3,6 +3,7 @@ milliseconds."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,14 +14,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
-from transformers import BaseImageProcessor
+from transformers import BaseImageProcessor, LlavaProcessor
 
 from matvlm.data.collate import ConversationDataset
-from matvlm.data.conversations import load_conversations
+from matvlm.data.conversations import IMAGE, Rejected, Row, load_conversations
 from matvlm.data.easy_vqa import ID_PREFIX
 from matvlm.data.errors import DataError
 from matvlm.data.images import open_image
-from matvlm.data.processor import count_image_tokens, load_processor
+from matvlm.data.processor import count_image_tokens
+from matvlm.data.render import IGNORE
 from matvlm.data.segments import SegmentTable
 
 
@@ -48,6 +50,11 @@ class InMemoryDataset:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest row, at most ``max_length``."""
+        return min(self.table.longest, self.max_length)
+
     def to(self, device: torch.device | str) -> InMemoryDataset:
         """Move the images to ``device``, so that no batch has to; returns itself."""
         self.images = self.images.to(device)
@@ -74,7 +81,8 @@ class InMemoryDataset:
 
         Returns:
             `input_ids`, `attention_mask`, `labels` (B, T) int64, `pixel_values` (B, 3, S, S) float32,
-            `image_rows` (B,) and `ids`: the keys of `collate`.
+            `image_rows` (B,) and `ids`: the keys of `collate`; and, counted before anything goes to the
+            device, `tokens`, the number of real positions, and `answers`, that of labelled ones.
         """
         rows = np.asarray(indices)
         text = self.table.assemble(
@@ -94,6 +102,7 @@ class InMemoryDataset:
         batch["pixel_values"] = self._pixels(rows, device, rng, flip)
         batch["image_rows"] = torch.arange(len(rows), device=device)
         batch["ids"] = [self.ids[i] for i in rows]
+        batch["tokens"], batch["answers"] = int(text.lengths.sum()), int((text.labels != IGNORE).sum())
         return batch
 
     def _pixels(
@@ -129,27 +138,65 @@ def preload(dataset: ConversationDataset, workers: int = 1) -> InMemoryDataset:
     )
 
 
-def load_split(data: Path, model: Path, max_length: int, workers: int = 4) -> InMemoryDataset:
-    """A split written by `matvlm.data.prepare`, for the processor in the model folder ``model``.
+def load_split(data: Path, processor: LlavaProcessor, max_length: int, workers: int = 4) -> InMemoryDataset:
+    """A split written by `matvlm.data.prepare`, for a model with ``processor``.
 
     Raises:
         DataError: anything wrong with the split or the processor, a rejected row included: what we prepared
             ourselves has none.
     """
-    processor = load_processor(model)
-    rows, rejected = load_conversations(data / "conversations.json", data, check_images=False)
+    rows = _sound_rows(data / "conversations.json", data)
+    return _in_memory(rows, data, data / "conversations.json", processor, max_length, workers)
+
+
+def load_questions(
+    data: Path, processor: LlavaProcessor, max_length: int, workers: int = 4
+) -> dict[str, InMemoryDataset]:
+    """The questions of a split asked one by one, as in the benchmarks, by task.
+
+    Raises:
+        DataError: as `load_split`.
+    """
+    path = data / "questions.jsonl"
+    try:
+        tasks: dict[str, list[Row]] = {}
+        for line in path.read_text(encoding="utf-8").splitlines():
+            asked = json.loads(line)
+            turns = [("human", IMAGE + "\n" + asked["question"]), ("gpt", asked["answer"])]
+            messages = [{"from": role, "value": value} for role, value in turns]
+            row = {"id": asked["id"], "image": asked["image"], "conversations": messages}
+            tasks.setdefault(asked["task"], []).append(row)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: not the questions of a prepared split: {error}") from None
+    return {name: _in_memory(rows, data, path, processor, max_length, workers) for name, rows in tasks.items()}
+
+
+def _sound_rows(path: Path, root: Path) -> list[Row]:
+    rows, rejected = load_conversations(path, root, check_images=False)
+    if rejected:
+        raise DataError(_bad_rows(path, rejected))
+    return rows
+
+
+def _in_memory(
+    rows: list[Row], root: Path, path: Path, processor: LlavaProcessor, max_length: int, workers: int
+) -> InMemoryDataset:
     dataset = ConversationDataset(
         rows,
-        data,
+        root,
         processor.tokenizer,
         processor.image_processor,
         count_image_tokens(processor),
         max_length,
     )
-    if bad := rejected + dataset.rejected:
-        name, field, reason = bad[0]["id"], bad[0]["field"], bad[0]["reason"]
-        raise DataError(f"{data / 'conversations.json'}: {len(bad)} bad rows; {name}: {field}: {reason}")
+    if dataset.rejected:
+        raise DataError(_bad_rows(path, dataset.rejected))
     return preload(dataset, workers)
+
+
+def _bad_rows(path: Path, rejected: list[Rejected]) -> str:
+    first = rejected[0]
+    return f"{path}: {len(rejected)} bad rows; {first['id']}: {first['field']}: {first['reason']}"
 
 
 def _read_images(paths: list[str], root: Path, processor: BaseImageProcessor, workers: int) -> Tensor:

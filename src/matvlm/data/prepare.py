@@ -137,7 +137,9 @@ def _questions(items: list[Item], seed: int, split: str) -> Iterator[dict[str, s
 
 
 def _report(items: list[Item], split: str, conversations: bytes) -> dict[str, Any]:
-    manifest = "".join(f"{row['image']} {digest}\n" for row, _, digest in sorted(items, key=lambda i: i[0]["image"]))
+    manifest = "".join(
+        f"{row['image']} {digest}\n" for row, _, digest in sorted(items, key=lambda i: i[0]["image"])
+    )
     sources = Counter(row["image"].split("/")[1] for row, _, _ in items)
     return {
         "split": split,

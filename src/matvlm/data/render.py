@@ -89,9 +89,7 @@ def render_text(turns: list[tuple[str, str]], eos: str, n_image_tokens: int = 1)
     )
 
 
-def encode(
-    many: list[Piece], tokenizer: PreTrainedTokenizerBase, n_image_tokens: int
-) -> list[list[int]]:
+def encode(many: list[Piece], tokenizer: PreTrainedTokenizerBase, n_image_tokens: int) -> list[list[int]]:
     """Token ids of each piece, with the image's places filled and the end-of-text token where it belongs.
 
     Raises:

@@ -117,9 +117,12 @@ def place(thing: Thing) -> str:
 
 def caption(things: list[Thing]) -> str:
     """Every object with its colour, shape and place, in the order of `COLOURS`."""
-    return ", ".join(
-        f"{_article(thing.colour)} {thing.colour} {thing.shape} at the {place(thing)}" for thing in things
-    ) + "."
+    return (
+        ", ".join(
+            f"{_article(thing.colour)} {thing.colour} {thing.shape} at the {place(thing)}" for thing in things
+        )
+        + "."
+    )
 
 
 def _article(word: str) -> str:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from matvlm import config, provenance
 from matvlm.data.dataset import InMemoryDataset, load_split
+from matvlm.data.processor import load_processor
 from matvlm.distill.forward import TeacherPass, teacher_pass
 from matvlm.distill.losses import TopK
 from matvlm.errors import UserError, one_line
@@ -38,7 +39,7 @@ def build(
 ) -> None:
     """Run the teacher over a split and write its cache in one rename."""
     model = load_model(teacher).to(device)
-    dataset = load_split(data, teacher, max_length)
+    dataset = load_split(data, load_processor(teacher), max_length)
     manifest = fingerprint(settings, teacher, data, max_length) | {"shards": [], "rows": []}
     with written_aside(out) as aside:
         starts = range(0, len(dataset), settings.shard_size)

@@ -38,9 +38,7 @@ def embed(model: LlavaForConditionalGeneration, input_ids: Tensor, vision: Tenso
 
 def language_pass(model: LlavaForConditionalGeneration, embeds: Tensor, mask: Tensor) -> Tensor:
     """Last hidden states (b, l, d), after the final LayerNorm."""
-    return model.model.language_model(
-        inputs_embeds=embeds, attention_mask=mask, use_cache=False
-    ).last_hidden_state
+    return model.model.language_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state
 
 
 @torch.no_grad()

@@ -45,9 +45,7 @@ class TopK:
         return torch.cat([self.values, self.tail[..., None]], dim=-1)
 
 
-def prob_divergence(
-    student: Tensor, teacher: Tensor | TopK, divergence: str, temperature: float = 1.0
-) -> Tensor:
+def prob_divergence(student: Tensor, teacher: Tensor | TopK, divergence: str, temperature: float = 1.0) -> Tensor:
     """Divergence of the student's next-token distribution from the teacher's at each position.
 
     ``kl`` is KL(teacher || student), ``reverse`` KL(student || teacher), ``jsd`` the Jensen-Shannon divergence

@@ -10,6 +10,7 @@ import numpy as np
 
 from matvlm import config, provenance
 from matvlm.data.dataset import load_split
+from matvlm.data.processor import load_processor
 from matvlm.distill.cache import CacheReader
 from matvlm.distill.targets import Cached, Online
 from matvlm.distill.task import DistillTask, Objective, select_trainable
@@ -39,8 +40,9 @@ def main(argv: list[str] | None = None) -> None:
     size = sum(weight.numel() for weight in student.parameters() if weight.requires_grad)
     print(f"training {size:,} weights: {_summary(trained)}", file=sys.stderr)
 
-    data = load_split(args.data, args.teacher, args.max_length)
-    validation = load_split(args.val, args.teacher, args.max_length)
+    processor = load_processor(args.teacher)
+    data = load_split(args.data, processor, args.max_length)
+    validation = load_split(args.val, processor, args.max_length)
     online = Online(teacher)
     source = online
     if args.cache is not None:
@@ -70,9 +72,7 @@ def main(argv: list[str] | None = None) -> None:
         "step": "distill",
         "cell": cell,
         "trained": trained,
-        "provenance": provenance.describe(
-            configuration, data=args.data, teacher=args.teacher, device=str(device)
-        ),
+        "provenance": provenance.describe(configuration, data=args.data, teacher=args.teacher, device=str(device)),
         "cost": cost.finish(),
     }
     save_model(student.eval(), args.out, record, like=args.teacher, extra={"log.csv": log})

@@ -76,9 +76,7 @@ class DistillTask:
         self.points = sorted({p for i in self.layers for p in (i, i + 1)}) if "layer" in objective.terms else []
         self.validation = [
             self._validation_batch(*validation, rows)
-            for rows in np.array_split(
-                np.arange(len(validation[0])), -(-len(validation[0]) // VALIDATION_BATCH)
-            )
+            for rows in np.array_split(np.arange(len(validation[0])), -(-len(validation[0]) // VALIDATION_BATCH))
         ]
 
     def batch(self, rows: np.ndarray, step: int) -> dict[str, Any]:

@@ -39,10 +39,10 @@ def save_model(
         if processor is not None:
             processor.save_pretrained(aside)
         if like is not None:
+            own = {path.name for path in aside.iterdir()} | {PROVENANCE, "model.safetensors.index.json"}
             for path in like.iterdir():
-                if path.is_file() and not (aside / path.name).exists() and path.suffix in (".json", ".jinja"):
-                    if path.name not in (PROVENANCE, "model.safetensors.index.json"):
-                        shutil.copy(path, aside / path.name)
+                if path.suffix in (".json", ".jinja") and path.name not in own:
+                    shutil.copy(path, aside / path.name)
         for name, text in (extra or {}).items():
             (aside / name).write_text(text, encoding="utf-8")
         hashes = {path.name: file_hash(path) for path in sorted(aside.glob("*.safetensors"))}

@@ -6,6 +6,8 @@ layer. The names are those of transformers' own hybrids, so that its caches and 
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PhiConfig
@@ -94,9 +96,9 @@ class HybridPhiMambaLayer(GradientCheckpointingLayer):
 class HybridPhiPreTrainedModel(PhiPreTrainedModel):
     config: HybridPhiConfig
     config_class = HybridPhiConfig
-    _no_split_modules = ["PhiDecoderLayer", "HybridPhiMambaLayer"]
+    _no_split_modules: ClassVar = ["PhiDecoderLayer", "HybridPhiMambaLayer"]
     _is_stateful = True  # a recurrent state cannot be cropped, so no assisted generation
-    _can_record_outputs = {
+    _can_record_outputs: ClassVar = {
         "hidden_states": [OutputRecorder(PhiDecoderLayer), OutputRecorder(HybridPhiMambaLayer)],
         "attentions": OutputRecorder(PhiAttention, index=1),
     }

@@ -135,10 +135,8 @@ class Mamba2Mixer(nn.Module):
         """SiLU of the causal convolution of (b, l, conv_width), continued from the cache where there is one."""
         inputs = xBC.transpose(1, 2)
         length = inputs.shape[-1]
-        if continued:
-            before = layer.conv_states[0]
-        else:
-            before = inputs.new_zeros(*inputs.shape[:2], self.conv_kernel)
+        fresh = (*inputs.shape[:2], self.conv_kernel)
+        before = layer.conv_states[0] if continued else inputs.new_zeros(fresh)
         window = torch.cat([before, inputs], dim=-1)  # (b, conv_width, conv_kernel + l)
         if layer is not None:
             self._remember(layer, window, mask)

@@ -12,14 +12,19 @@ from matvlm.config import EmbeddedTeacher
 def build_teacher(
     settings: EmbeddedTeacher, *, vocab_size: int, token_ids: dict[str, int], seed: int
 ) -> LlavaForConditionalGeneration:
-    """An untrained teacher in float32.
+    """An untrained teacher in float32; ``seed`` is of its random weights. See `teacher_config`."""
+    torch.manual_seed(seed)
+    return LlavaForConditionalGeneration(teacher_config(settings, vocab_size=vocab_size, token_ids=token_ids))
+
+
+def teacher_config(settings: EmbeddedTeacher, *, vocab_size: int, token_ids: dict[str, int]) -> LlavaConfig:
+    """Configuration of the teacher.
 
     Args:
         vocab_size: rows of the embedding. token_ids: ids of ``image``, ``eos`` and ``pad``.
-        seed: of the random weights.
     """
     vision, text = settings.vision, settings.text
-    config = LlavaConfig(
+    return LlavaConfig(
         vision_config=SiglipVisionConfig(
             image_size=vision.image_size,
             patch_size=vision.patch_size,
@@ -51,8 +56,6 @@ def build_teacher(
         eos_token_id=token_ids["eos"],
         tie_word_embeddings=False,
     )
-    torch.manual_seed(seed)
-    return LlavaForConditionalGeneration(config)
 
 
 def image_tokens(settings: EmbeddedTeacher) -> int:

@@ -154,9 +154,7 @@ def train(
         if last or validated or at % settings.log_every == 0:
             values = {name: float(accelerator.reduce(value, "sum")) for name, value in means.items()}
             seconds = time.perf_counter() - start
-            log.add(
-                step=at, tokens=tokens, lr=rate, grad_norm=float(norm), seconds=seconds, **values, **validated
-            )
+            log.add(step=at, tokens=tokens, lr=rate, grad_norm=float(norm), seconds=seconds, **values, **validated)
             bar.set_postfix(loss=f"{values['loss']:.4f}", **{k: f"{v:.4f}" for k, v in validated.items()})
         if accelerator.is_main_process and (last or at % settings.save_every == 0):
             progress = checkpoint.Progress(

@@ -1,0 +1,116 @@
+"""Training the embedded teacher on answers, as a task for the training loop."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration
+
+from matvlm.config import TeacherTraining
+from matvlm.data.dataset import InMemoryDataset
+from matvlm.distill.forward import embed, language_pass, vision_features
+from matvlm.distill.losses import answer_cross_entropy
+from matvlm.training.order import Order
+
+FLIP = 0.5
+"""Share of easy-VQA's images that are mirrored; no question of it asks for a side."""
+VALIDATION_BATCH = 256
+
+
+class TeacherTask:
+    """See `matvlm.training.loop.Task`.
+
+    Each conversation comes with its questions in a new order and often without its caption, so that a
+    question asked alone, as in the benchmarks, is nothing new.
+
+    Args:
+        model: on its device. data: conversations to learn from.
+        questions: by benchmark, questions asked one by one; their accuracy is printed at each validation.
+    """
+
+    def __init__(
+        self,
+        model: LlavaForConditionalGeneration,
+        data: InMemoryDataset,
+        questions: dict[str, InMemoryDataset],
+        settings: TeacherTraining,
+    ) -> None:
+        self.model: nn.Module = model.train()
+        self.device = model.device
+        self.data, self.questions, self.settings = data.to(self.device), questions, settings
+        # A conversation's losses, compiled on a GPU, where these small layers wait for their launches.
+        self._sum = torch.compile(_answer_loss, dynamic=False) if self.device.type == "cuda" else _answer_loss
+        self._length = data.longest if self.device.type == "cuda" else None
+
+    def batch(self, rows: np.ndarray, step: int) -> dict[str, Any]:
+        rng = np.random.default_rng([self.settings.seed, step, int(rows[0])])
+        return self.data.batch(
+            rows,
+            self.device,
+            rng,
+            shuffle_turns=True,
+            drop_caption=self.settings.drop_caption,
+            flip=FLIP,
+            pad_to=self._length,
+        )
+
+    def counts(self, batch: dict[str, Any]) -> dict[str, float]:
+        return {"tokens": float(batch["tokens"]), "answers": float(batch["answers"])}
+
+    def losses(self, batch: dict[str, Any], counts: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
+        total = self._sum(self.model, batch["input_ids"], batch["labels"], batch["pixel_values"])
+        loss = total / counts["answers"]
+        return loss, {"loss_ce": loss}
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Cross-entropy per answer token of questions asked one by one; the accuracies go to stderr."""
+        self.model.eval()
+        total = answers = 0.0
+        shares = []
+        for name, data in self.questions.items():
+            right = 0
+            for rows in np.array_split(np.arange(len(data)), -(-len(data) // VALIDATION_BATCH)):
+                batch = data.batch(rows, self.device)
+                logits = _logits(self.model, batch["input_ids"], batch["pixel_values"])
+                total += float(answer_cross_entropy(logits, batch["labels"]))
+                wrong = (logits[:, :-1].argmax(-1) != batch["labels"][:, 1:]) & (batch["labels"][:, 1:] != -100)
+                right += int((~wrong.any(1)).sum())
+                answers += batch["answers"]
+            shares.append(f"{name} {right / len(data):.4f}")
+        print(f"validation: {', '.join(shares)}", file=sys.stderr)
+        self.model.train()
+        return {"val_ce": total / answers}
+
+
+def mixed_order(data: InMemoryDataset, settings: TeacherTraining) -> Callable[[int], np.ndarray]:
+    """Rows of each step, ``easy_vqa_share`` of them from easy-VQA where both sources are there."""
+    easy, clevr = np.flatnonzero(data.flippable), np.flatnonzero(~data.flippable)
+    if not len(easy) or not len(clevr):
+        return Order(np.arange(len(data)), settings.batch_size, settings.seed)
+    share = round(settings.batch_size * settings.easy_vqa_share)
+    parts = [
+        Order(rows, size, settings.seed)
+        for rows, size in ((easy, share), (clevr, settings.batch_size - share))
+        if size
+    ]
+    # Interleaved, so that each micro-batch has its share of both.
+    mixing = np.random.default_rng(settings.seed).permutation(settings.batch_size)
+    return lambda step: np.concatenate([part(step) for part in parts])[mixing]
+
+
+def _logits(model: LlavaForConditionalGeneration, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
+    """(b, l, v). No padding mask: padding stands on the right, where no real position looks."""
+    embeds = embed(model, input_ids, vision_features(model, pixel_values))
+    return model.lm_head(language_pass(model, embeds, None))
+
+
+def _answer_loss(
+    model: LlavaForConditionalGeneration, input_ids: Tensor, labels: Tensor, pixel_values: Tensor
+) -> Tensor:
+    return answer_cross_entropy(_logits(model, input_ids, pixel_values), labels)
