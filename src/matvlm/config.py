@@ -220,6 +220,8 @@ class Distillation(Optimisation):
     weights: LossWeights = LossWeights()
     temperature: PositiveFloat = 1.0
     layer_divergence: Literal["l2", "kl"] = "l2"
+    validation_rows: PositiveInt = 32
+    """Conversations of the validation split that the validation losses are measured on, the first ones."""
     reduction: Literal["token", "release"] = "token"
     """token: means over tokens. release: the release's sums and norms (see docs/method.md)."""
 

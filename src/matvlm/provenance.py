@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 import time
@@ -54,7 +55,13 @@ def model_hash(folder: Path) -> str:
 
 
 def git_state(root: Path = Path(".")) -> tuple[str, bool | None]:
-    """Commit and whether files other than results differ from it; `("", None)` outside a checkout."""
+    """Commit and whether files other than results differ from it.
+
+    Where only files travelled, without the repository, the environment variable ``MATVLM_COMMIT`` names the
+    commit that they were taken from, unchanged; without it too the answer is `("", None)`.
+    """
+    if commit := os.environ.get("MATVLM_COMMIT"):
+        return commit, False
     try:
         commit = _git(root, "rev-parse", "HEAD")
         changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")

@@ -74,9 +74,10 @@ class DistillTask:
         self.device = student.device
         self.layers = student.config.text_config.mamba_layers
         self.points = sorted({p for i in self.layers for p in (i, i + 1)}) if "layer" in objective.terms else []
+        rows = np.arange(min(len(validation[0]), objective.settings.validation_rows))
         self.validation = [
-            self._validation_batch(*validation, rows)
-            for rows in np.array_split(np.arange(len(validation[0])), -(-len(validation[0]) // VALIDATION_BATCH))
+            self._validation_batch(*validation, part)
+            for part in np.array_split(rows, -(-len(rows) // VALIDATION_BATCH))
         ]
 
     def batch(self, rows: np.ndarray, step: int) -> dict[str, Any]:
