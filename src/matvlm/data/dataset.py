@@ -50,11 +50,6 @@ class InMemoryDataset:
     def __len__(self) -> int:
         return len(self.ids)
 
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest row, at most ``max_length``."""
-        return min(self.table.longest, self.max_length)
-
     def to(self, device: torch.device | str) -> InMemoryDataset:
         """Move the images to ``device``, so that no batch has to; returns itself."""
         self.images = self.images.to(device)

@@ -68,9 +68,6 @@ class SegmentTable:
         self.turns = np.array(counts)
         """(N,) number of turns of each row."""
         self._row_start = np.cumsum(self.turns) - self.turns
-        sizes = np.maximum(self._lengths[self._first], self._lengths[self._later]) + self._lengths[self._answer]
-        self.longest = int(np.add.reduceat(sizes, self._row_start).max()) + len(start)
-        """Tokens of the longest row, in whatever order its turns come (a bound, tight to a token or two)."""
 
     def assemble(
         self,

@@ -42,6 +42,7 @@ def teacher_config(settings: EmbeddedTeacher, *, vocab_size: int, token_ids: dic
             num_attention_heads=text.heads,
             num_key_value_heads=text.kv_heads,
             partial_rotary_factor=text.partial_rotary_factor,
+            hidden_act="gelu_pytorch_tanh",  # Phi's gelu_new as one kernel
             max_position_embeddings=text.max_position_embeddings,
             bos_token_id=token_ids["eos"],
             eos_token_id=token_ids["eos"],

@@ -43,9 +43,6 @@ class TeacherTask:
         self.model: nn.Module = model.train()
         self.device = model.device
         self.data, self.questions, self.settings = data.to(self.device), questions, settings
-        # A conversation's losses, compiled on a GPU, where these small layers wait for their launches.
-        self._sum = torch.compile(_answer_loss, dynamic=False) if self.device.type == "cuda" else _answer_loss
-        self._length = data.longest if self.device.type == "cuda" else None
 
     def batch(self, rows: np.ndarray, step: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.settings.seed, step, int(rows[0])])
@@ -56,15 +53,14 @@ class TeacherTask:
             shuffle_turns=True,
             drop_caption=self.settings.drop_caption,
             flip=FLIP,
-            pad_to=self._length,
         )
 
     def counts(self, batch: dict[str, Any]) -> dict[str, float]:
         return {"tokens": float(batch["tokens"]), "answers": float(batch["answers"])}
 
     def losses(self, batch: dict[str, Any], counts: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        total = self._sum(self.model, batch["input_ids"], batch["labels"], batch["pixel_values"])
-        loss = total / counts["answers"]
+        logits = _logits(self.model, batch["input_ids"], batch["pixel_values"])
+        loss = answer_cross_entropy(logits, batch["labels"]) / counts["answers"]
         return loss, {"loss_ce": loss}
 
     @torch.no_grad()
@@ -108,9 +104,3 @@ def _logits(model: LlavaForConditionalGeneration, input_ids: Tensor, pixel_value
     """(b, l, v). No padding mask: padding stands on the right, where no real position looks."""
     embeds = embed(model, input_ids, vision_features(model, pixel_values))
     return model.lm_head(language_pass(model, embeds, None))
-
-
-def _answer_loss(
-    model: LlavaForConditionalGeneration, input_ids: Tensor, labels: Tensor, pixel_values: Tensor
-) -> Tensor:
-    return answer_cross_entropy(_logits(model, input_ids, pixel_values), labels)

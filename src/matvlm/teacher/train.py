@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from matvlm import config, provenance
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     ids = {"image": processor.image_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
     model = build_teacher(settings, vocab_size=len(tokenizer), token_ids=ids, seed=settings.training.seed)
     model.to(device)
-    data = load_split(args.data, processor, args.max_length)
+    data = load_split(args.data, processor, args.max_length, workers=os.cpu_count() or 1)
     questions = load_questions(args.val, processor, args.max_length)
 
     configuration = {"teacher": settings.model_dump(mode="json"), "max_length": args.max_length}

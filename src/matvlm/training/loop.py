@@ -42,6 +42,8 @@ LOG_COLUMNS = (
     "val_kl",
     "val_ce",
 )
+MAX_SKIPPED = 3
+"""Steps on end that may go without an update because a gradient is not finite though the loss is."""
 
 
 class Task(Protocol):
@@ -83,7 +85,8 @@ def train(
         The text of log.csv, with the columns `LOG_COLUMNS`.
 
     Raises:
-        UserError: a loss or gradient that is not finite; the last good checkpoint stays in ``state``.
+        UserError: a loss that is not finite, or gradients that are not for more than `MAX_SKIPPED` steps on
+            end, which are skipped until then; the last good checkpoint stays in ``state``.
     """
     accelerator = Accelerator(mixed_precision="bf16" if settings.precision == "bfloat16" else "no")
     weights = {name: weight for name, weight in task.model.named_parameters() if weight.requires_grad}
@@ -112,7 +115,7 @@ def train(
         log.restore(done.log)
         print(f"{title}: resumed at step {done.step} of {settings.steps}", file=sys.stderr)
 
-    tokens, start = done.tokens, time.perf_counter() - done.seconds
+    tokens, start, skipped = done.tokens, time.perf_counter() - done.seconds, 0
 
     def load(step: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
         rows = order(step)[accelerator.process_index :: accelerator.num_processes]
@@ -137,13 +140,20 @@ def train(
                 means[name] = means.get(name, 0) + value.detach()
         _sum_gradients(accelerator, weights)
         norm = nn.utils.clip_grad_norm_(weights.values(), settings.max_grad_norm)
-        if not torch.isfinite(norm) or not torch.isfinite(means["loss"]):
+        finite = bool(torch.isfinite(norm))
+        skipped = 0 if finite else skipped + 1
+        if skipped > MAX_SKIPPED or not torch.isfinite(means["loss"]):
             raise UserError(
                 f"{title}: loss {float(means['loss']):g} with gradient norm {float(norm):g} at step {step + 1}, "
                 f"rows {', '.join(map(str, rows[:8]))}…; the last good checkpoint is in {state}"
             )
+        if not finite:
+            print(
+                f"warning: {title}: no update at step {step + 1}: gradient norm {float(norm):g}", file=sys.stderr
+            )
         rate = scheduler.get_last_lr()[0]
-        optimizer.step()
+        if finite:
+            optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         scheduler.step()
         tokens += int(counts["tokens"])
