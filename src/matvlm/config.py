@@ -135,8 +135,8 @@ class Optimisation(Model):
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)
     weight_decay: NonNegativeFloat = 0.01
     max_grad_norm: PositiveFloat = 1.0
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16: autocast over float32 weights."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """tf32: float32 with TensorFloat-32 matrix products on a GPU. bfloat16: autocast over float32 weights."""
     log_every: PositiveInt = 1
     validate_every: PositiveInt = 10
     """Steps between validation losses; the last step is always validated."""

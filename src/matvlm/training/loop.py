@@ -89,6 +89,10 @@ def train(
             end, which are skipped until then; the last good checkpoint stays in ``state``.
     """
     accelerator = Accelerator(mixed_precision="bf16" if settings.precision == "bfloat16" else "no")
+    torch.set_float32_matmul_precision("high" if settings.precision == "tf32" else "highest")
+    # Its backward gave gradients that were not a number for batches whose loss was fine (bf16, head size 32,
+    # cuDNN of torch 2.11 on an H100); the flash kernel takes its place.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     weights = {name: weight for name, weight in task.model.named_parameters() if weight.requires_grad}
     optimizer = torch.optim.AdamW(
         parameter_groups(weights, settings.weight_decay),
