@@ -1,0 +1,1 @@
+"""Benchmarks through lmms-eval: `python -m matvlm.evaluation.run`."""

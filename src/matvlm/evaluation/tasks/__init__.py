@@ -1,0 +1,1 @@
+"""lmms-eval tasks of our own, one folder per data set."""
