@@ -155,11 +155,9 @@ class Optimisation(Model):
 
 
 class TeacherTraining(Optimisation):
-    """Optimisation of the teacher, and how its conversations are varied."""
+    """Optimisation of the teacher."""
 
     seed: NonNegativeInt = 0
-    drop_caption: Fraction = 0.5
-    """Share of conversations shown without their caption turn."""
     easy_vqa_share: Fraction = 0.3
     """Share of each batch drawn from easy-VQA, whose images are few."""
 

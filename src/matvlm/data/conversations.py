@@ -16,7 +16,7 @@ IMAGE = "<image>"
 Row = dict[str, Any]
 """`id`, `conversations` and, unless the row is text alone, `image`: a path relative to the image folder."""
 Rejected = dict[str, Any]
-"""`row` (its index in the file, from 0), `id`, `field`, `reason`."""
+"""`row` (its index in the file, from 0), `id` (None where it has none that can be written), `field`, `reason`."""
 
 
 class _Problem(Exception):
@@ -49,7 +49,7 @@ def load_conversations(
         except _Problem as problem:
             field, reason = problem.args
             name = row.get("id") if isinstance(row, dict) else None
-            name = name if isinstance(name, str | int) else None
+            name = name if isinstance(name, str | int) and _is_text(str(name)) else None
             rejected.append({"row": index, "id": name, "field": field, "reason": reason})
     if not rows:
         first = f"; the first: {rejected[0]['field']}: {rejected[0]['reason']}" if rejected else ""
@@ -81,7 +81,7 @@ def turns_of(row: Row) -> list[tuple[str, str]]:
 def check_row(row: Any) -> Row:
     """The row itself with its id as a string; raises `_Problem` where it is not sound."""
     if not isinstance(row, dict):
-        raise _Problem("", "is not an object")
+        raise _Problem("row", "is not an object")
     name = row.get("id")
     if not isinstance(name, str | int) or isinstance(name, bool) or not _is_text(str(name)):
         raise _Problem("id", "is missing" if "id" not in row else "is not a string or an integer")

@@ -25,6 +25,11 @@ from matvlm.data.processor import count_image_tokens
 from matvlm.data.render import IGNORE
 from matvlm.data.segments import SegmentTable
 
+DROP_CAPTION = 0.5
+"""Share of conversations that models in training see without their caption turn. The benchmarks' questions
+come without one, and alone: where captions and the order of questions never change, models learn to read
+answers off the conversation instead of the image."""
+
 
 class InMemoryDataset:
     """Conversations about one image each. `images`: (N, 3, S, S) uint8, resized. `ids`: names of the rows.
@@ -49,6 +54,12 @@ class InMemoryDataset:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def vary(self) -> InMemoryDataset:
+        """Give every row, for good, a random order of its questions, and half of the captioned ones no
+        caption; the same whenever it is done, so that what is cached of a row stays true. Returns itself."""
+        self.table.vary(np.random.default_rng(0), DROP_CAPTION)
+        return self
 
     def to(self, device: torch.device | str) -> InMemoryDataset:
         """Move the images to ``device``, so that no batch has to; returns itself."""
@@ -163,6 +174,8 @@ def load_questions(
             tasks.setdefault(asked["task"], []).append(row)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not the questions of a prepared split: {error}") from None
+    if not tasks:
+        raise DataError(f"{path}: holds no question")
     return {name: _in_memory(rows, data, path, processor, max_length, workers) for name, rows in tasks.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 from pathlib import Path
 
 from PIL import Image
@@ -12,7 +13,8 @@ from matvlm.data.errors import DataError
 MAX_PIXELS = 50_000_000
 # Nothing but plain raster formats: Pillow hands some others (EPS) to outside programs.
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")
-_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+# Pillow warns of sizes and metadata of files that are judged here anyway, in one line each.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def path_problem(path: str) -> str | None:
@@ -64,7 +66,7 @@ def open_image(path: str, root: Path, max_pixels: int = MAX_PIXELS) -> Image.Ima
             return image.convert("RGB")
     except DataError:
         raise
-    except _BOMBS:
+    except Image.DecompressionBombError:
         raise DataError(f"image {path!r}: far too many pixels; at most {max_pixels} are decoded") from None
     except Image.UnidentifiedImageError:
         raise DataError(f"image {path!r}: not an image in any of {', '.join(FORMATS)}") from None

@@ -114,6 +114,15 @@ class SegmentTable:
         input_ids[inside], padded[inside] = tokens, labels
         return Assembled(input_ids, padded, lengths)
 
+    def vary(self, rng: np.random.Generator, drop_caption: float) -> None:
+        """Put the turns of every row into a random order, a caption first, for good; in a share
+        ``drop_caption`` of the rows leave the caption out."""
+        turn, row = self._pick_turns(np.arange(len(self.turns)), rng, True, drop_caption)
+        self._first, self._later, self._answer = self._first[turn], self._later[turn], self._answer[turn]
+        self._caption = self._caption[turn]
+        self.turns = np.bincount(row, minlength=len(self.turns))
+        self._row_start = np.cumsum(self.turns) - self.turns
+
     def _pick_turns(
         self, rows: np.ndarray, rng: np.random.Generator | None, shuffle: bool, drop_caption: float
     ) -> tuple[np.ndarray, np.ndarray]:

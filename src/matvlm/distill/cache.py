@@ -39,7 +39,7 @@ def build(
 ) -> None:
     """Run the teacher over a split and write its cache in one rename."""
     model = load_model(teacher).to(device)
-    dataset = load_split(data, load_processor(teacher), max_length)
+    dataset = load_split(data, load_processor(teacher), max_length).vary()
     manifest = fingerprint(settings, teacher, data, max_length) | {"shards": [], "rows": []}
     with written_aside(out) as aside:
         starts = range(0, len(dataset), settings.shard_size)

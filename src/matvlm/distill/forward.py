@@ -36,14 +36,18 @@ def embed(model: LlavaForConditionalGeneration, input_ids: Tensor, vision: Tenso
     return embeds.masked_scatter(places, images)
 
 
-def language_pass(model: LlavaForConditionalGeneration, embeds: Tensor, mask: Tensor) -> Tensor:
-    """Last hidden states (b, l, d), after the final LayerNorm."""
-    return model.model.language_model(inputs_embeds=embeds, attention_mask=mask, use_cache=False).last_hidden_state
+def language_pass(model: LlavaForConditionalGeneration, embeds: Tensor) -> Tensor:
+    """Last hidden states (b, l, d), after the final LayerNorm.
+
+    No padding mask: padding stands on the right, where no real position looks, and without a mask attention
+    skips what is not causal.
+    """
+    return model.model.language_model(inputs_embeds=embeds, use_cache=False).last_hidden_state
 
 
 @torch.no_grad()
 def teacher_pass(model: LlavaForConditionalGeneration, batch: dict[str, Tensor]) -> TeacherPass:
-    """Run the teacher over a right-padded batch of `input_ids`, `attention_mask` and `pixel_values`."""
+    """Run the teacher over a right-padded batch of `input_ids` and `pixel_values`."""
     vision = vision_features(model, batch["pixel_values"])
     embeds = embed(model, batch["input_ids"], vision)
     outputs: list[Tensor] = []
@@ -52,7 +56,7 @@ def teacher_pass(model: LlavaForConditionalGeneration, batch: dict[str, Tensor])
         for layer in model.model.language_model.layers
     ]
     try:
-        hidden = language_pass(model, embeds, batch["attention_mask"])
+        hidden = language_pass(model, embeds)
     finally:
         for handle in handles:
             handle.remove()

@@ -41,8 +41,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"training {size:,} weights: {_summary(trained)}", file=sys.stderr)
 
     processor = load_processor(args.teacher)
-    data = load_split(args.data, processor, args.max_length)
-    validation = load_split(args.val, processor, args.max_length)
+    data = load_split(args.data, processor, args.max_length).vary()
+    validation = load_split(args.val, processor, args.max_length).vary()
     online = Online(teacher)
     source = online
     if args.cache is not None:

@@ -94,7 +94,7 @@ class DistillTask:
         named: dict[str, Tensor] = {}
         if terms & {"prob", "ce"}:
             embeds = embed(self.model, batch["input_ids"], batch["targets"].vision)
-            logits = self.model.lm_head(language_pass(self.model, embeds, batch["attention_mask"]))
+            logits = self.model.lm_head(language_pass(self.model, embeds))
             if "prob" in terms:
                 named["loss_prob"] = self._prob(logits, batch, counts)
             if "ce" in terms:
@@ -120,7 +120,7 @@ class DistillTask:
         total = torch.zeros((), device=self.device)
         for index in self.layers:
             layer = self.model.model.language_model.layers[index]
-            output = layer(states[index], attention_mask=mask)
+            output = layer(states[index])
             if settings.reduction == "release":
                 total = total + (output - states[index + 1]).float().norm() / counts["micro_batches"]
             else:
@@ -139,7 +139,7 @@ class DistillTask:
         kl = ce = count = 0.0
         for batch in self.validation:
             embeds = embed(self.model, batch["input_ids"], batch["targets"].vision)
-            logits = self.model.lm_head(language_pass(self.model, embeds, batch["attention_mask"]))
+            logits = self.model.lm_head(language_pass(self.model, embeds))
             answers = batch["labels"][:, 1:] != -100
             each = losses.prob_divergence(logits[:, :-1], batch["targets"].teacher[:, :-1], "kl")
             kl += float((each * answers).sum())

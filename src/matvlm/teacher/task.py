@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from matvlm.config import TeacherTraining
-from matvlm.data.dataset import InMemoryDataset
+from matvlm.data.dataset import DROP_CAPTION, InMemoryDataset
 from matvlm.distill.forward import embed, language_pass, vision_features
 from matvlm.distill.losses import answer_cross_entropy
 from matvlm.training.order import Order
@@ -51,7 +51,7 @@ class TeacherTask:
             self.device,
             rng,
             shuffle_turns=True,
-            drop_caption=self.settings.drop_caption,
+            drop_caption=DROP_CAPTION,
             flip=FLIP,
         )
 
@@ -101,6 +101,6 @@ def mixed_order(data: InMemoryDataset, settings: TeacherTraining) -> Callable[[i
 
 
 def _logits(model: LlavaForConditionalGeneration, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
-    """(b, l, v). No padding mask: padding stands on the right, where no real position looks."""
+    """(b, l, v)"""
     embeds = embed(model, input_ids, vision_features(model, pixel_values))
-    return model.lm_head(language_pass(model, embeds, None))
+    return model.lm_head(language_pass(model, embeds))
