@@ -74,3 +74,20 @@ def all_cells(preset: Preset, base: BaseCell) -> list[Cell]:
             for loss in preset.ablation.losses
         ]
     return list(dict.fromkeys(cells))
+
+
+def evaluation_batches(preset: Preset, base: BaseCell) -> dict[str, list[Cell]]:
+    """All cells, parted by the set of tables that need them; the key joins the tables' names.
+
+    A table needs all cells of such a batch or none, so batches may be computed as a whole without doing more
+    than a table asks for. Cells that only the grid has make up the batch ``grid``, and the base cell, which
+    every table needs, with whatever cells share that, ``base``.
+    """
+    start = base_cell(base)
+    tables = {axis: {start, *table_cells(axis, preset, base)} for axis in AXES}
+    batches: dict[str, list[Cell]] = {}
+    for cell in all_cells(preset, base):
+        names = [axis for axis in AXES if cell in tables[axis]]
+        key = "base" if len(names) == len(AXES) else "_".join(names) or "grid"
+        batches.setdefault(key, []).append(cell)
+    return batches

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 
 @contextlib.contextmanager
 def written_aside(target: Path) -> Iterator[Path]:
-    """A fresh folder beside ``target`` that replaces it when the block ends well, and is removed if not."""
+    """A fresh folder beside ``target`` that replaces it when the block ends well, and is removed if not.
+
+    Raises:
+        OSError: naming ``target``, also where safetensors reports a full disk with an error of its own.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     shutil.rmtree(aside, ignore_errors=True)
@@ -20,6 +27,8 @@ def written_aside(target: Path) -> Iterator[Path]:
     try:
         yield aside
         _replace_folder(aside, target)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(target)) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

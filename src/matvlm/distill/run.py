@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from matvlm.distill.cache import CacheReader
 from matvlm.distill.targets import Cached, Online
 from matvlm.distill.task import DistillTask, Objective, select_trainable
 from matvlm.errors import UserError, one_line
-from matvlm.models.folder import load_model, save_model
+from matvlm.models.folder import check_folder, load_model, save_model
 from matvlm.training.device import pick_device
 from matvlm.training.loop import train
 from matvlm.training.order import Order
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     device = pick_device(args.device)
     cost = provenance.Cost(str(device))
 
+    _check_start(args.init_dir, cell)
     teacher = load_model(args.teacher).to(device)
     student = load_model(args.init_dir).to(device)
     trained = select_trainable(student)
@@ -54,15 +56,23 @@ def main(argv: list[str] | None = None) -> None:
                 "max_length": args.max_length,
             },
         )
+        if reader.manifest["mode"] == "topk" and (args.divergence == "l2" or settings.temperature != 1.0):
+            raise UserError(
+                f"{args.cache}: a top-k cache serves kl, reverse, jsd and ce at temperature 1, not "
+                f"{args.divergence} at {settings.temperature:g}; set cache.mode to full or online"
+            )
         source = Cached(reader, device)
     task = DistillTask(
         student, data, source, Objective.of(args.loss, args.divergence, settings), (validation, online)
     )
     configuration = {"distill": settings.model_dump(mode="json"), "max_length": args.max_length} | cell
+    order = Order(np.arange(len(data)), settings.batch_size, args.seed)
+    norms = task.gradient_norms(order(0)[: settings.micro_batch_size])
+    print(f"gradient norms at the start: {', '.join(f'{k} {v:.3g}' for k, v in norms.items())}", file=sys.stderr)
     log = train(
         task,
         settings,
-        Order(np.arange(len(data)), settings.batch_size, args.seed),
+        order,
         seed=args.seed,
         state=args.state / provenance.settings_hash(configuration | _inputs(args)),
         title=f"distill {args.init} {args.layout} {args.loss} {args.divergence} seed {args.seed}",
@@ -72,10 +82,19 @@ def main(argv: list[str] | None = None) -> None:
         "step": "distill",
         "cell": cell,
         "trained": trained,
+        "gradient_norms_at_start": norms,
         "provenance": provenance.describe(configuration, data=args.data, teacher=args.teacher, device=str(device)),
         "cost": cost.finish(),
     }
     save_model(student.eval(), args.out, record, like=args.teacher, extra={"log.csv": log})
+
+
+def _check_start(folder: Path, cell: dict[str, object]) -> None:
+    """Refuse to name a student after another initialisation, layout or seed than it has."""
+    record = check_folder(folder)
+    for key in ("init", "layout", "seed"):
+        if record.get(key) != cell[key]:
+            raise UserError(f"{folder}: was made with {key} {record.get(key)!r}, but --{key} is {cell[key]!r}")
 
 
 def _inputs(args: argparse.Namespace) -> dict[str, str]:
@@ -100,8 +119,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         parser.add_argument(name, type=Path, required=True)
     for name in ("--cache", "--tensorboard"):
         parser.add_argument(name, type=Path)
-    for name in ("--init", "--layout", "--loss", "--divergence"):
-        parser.add_argument(name, required=True)
+    parser.add_argument("--layout", required=True)
+    allowed = {"init": config.Init, "loss": config.LossSet}
+    for name, values in allowed.items():
+        parser.add_argument(f"--{name}", choices=get_args(values), required=True)
+    parser.add_argument("--divergence", choices=("none", *get_args(config.Divergence)), required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--device", default="auto")
     return parser.parse_args(argv)

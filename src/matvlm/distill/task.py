@@ -105,6 +105,19 @@ class DistillTask:
         loss = sum(getattr(weights, name.removeprefix("loss_")) * value for name, value in named.items())
         return loss, named
 
+    def gradient_norms(self, rows: np.ndarray) -> dict[str, float]:
+        """Norm of each term's own gradient over all that is trained, for ``rows`` and unit weights; the ratio
+        of these norms, not the weights alone, says how much a term counts."""
+        batch = self.batch(rows, 0)
+        _, named = self.losses(batch, self.counts(batch))
+        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+        norms = {}
+        for name, value in named.items():
+            gradients = torch.autograd.grad(value, trained, retain_graph=True, allow_unused=True)
+            squares = [g.square().sum() for g in gradients if g is not None]
+            norms[name.removeprefix("loss_")] = float(torch.stack(squares).sum().sqrt())
+        return norms
+
     def _prob(self, logits: Tensor, batch: dict[str, Any], counts: dict[str, float]) -> Tensor:
         settings, teacher = self.objective.settings, batch["targets"].teacher
         if settings.reduction == "release":

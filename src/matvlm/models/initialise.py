@@ -102,8 +102,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     teacher = load_model(args.teacher)
     student = build_student(teacher, args.layout, args.init, args.seed)
-    cell = {"init": args.init, "layout": args.layout, "seed": args.seed}
-    save_model(student, args.out, provenance.describe(cell, teacher=args.teacher) | cell, like=args.teacher)
+    start = {"init": args.init, "layout": args.layout, "seed": args.seed}
+    record = {"step": "init_hybrid", **start, "provenance": provenance.describe(start, teacher=args.teacher)}
+    save_model(student, args.out, record, like=args.teacher)
 
 
 if __name__ == "__main__":

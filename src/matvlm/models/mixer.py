@@ -12,6 +12,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import initialization as init
 from transformers.cache_utils import Cache
 
 from matvlm.ops.ssd import ssd_chunked, ssd_step
@@ -78,14 +79,15 @@ class Mamba2Mixer(nn.Module):
 
     @torch.no_grad()
     def reset_scan(self) -> None:
-        """Mamba-2's own initialisation of the decays, step sizes and skip."""
+        """Mamba-2's own initialisation of the decays, step sizes and skip, of whichever was not loaded."""
         if self.A_log.is_meta:
             return
-        self.A_log.uniform_(*A_RANGE).log_()
         low, high = (math.log(bound) for bound in DT_RANGE)
         dt = torch.exp(torch.empty_like(self.dt_bias).uniform_(low, high)).clamp(min=1e-4)
-        self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
-        self.D.fill_(1.0)
+        # The library's functions leave alone what it has filled from a checkpoint.
+        init.copy_(self.A_log, torch.empty_like(self.A_log).uniform_(*A_RANGE).log_())
+        init.copy_(self.dt_bias, dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
+        init.ones_(self.D)
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Mix along the sequence.

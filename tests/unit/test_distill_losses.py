@@ -1,0 +1,135 @@
+"""The losses against their formulas in NumPy, float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from matvlm.distill.losses import (
+    TopK,
+    answer_cross_entropy,
+    layer_divergence,
+    prob_divergence,
+    release_prob,
+)
+
+B, L, V = 3, 7, 11
+
+
+@pytest.fixture
+def pair():
+    torch.manual_seed(0)
+    return torch.randn(B, L, V) * 2, torch.randn(B, L, V) * 2
+
+
+def softmax(logits: torch.Tensor, temperature: float = 1.0) -> np.ndarray:
+    scaled = np.exp(logits.double().numpy() / temperature)
+    return scaled / scaled.sum(-1, keepdims=True)
+
+
+def kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    return (p * np.log(p / q)).sum(-1)
+
+
+def expected(student, teacher, divergence, temperature=1.0):
+    s, t = softmax(student, temperature), softmax(teacher, temperature)
+    if divergence == "kl":
+        return temperature**2 * kl(t, s)
+    if divergence == "reverse":
+        return temperature**2 * kl(s, t)
+    if divergence == "jsd":
+        return temperature**2 * (kl(t, (s + t) / 2) + kl(s, (s + t) / 2)) / 2
+    if divergence == "ce":
+        best = teacher.argmax(-1).numpy()
+        return -np.log(np.take_along_axis(softmax(student), best[..., None], -1)[..., 0])
+    return np.sqrt(((student - teacher).double().numpy() ** 2).mean(-1))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("divergence", ["kl", "reverse", "jsd", "ce", "l2"])
+def test_divergences_are_their_formulas(pair, divergence, temperature):
+    got = prob_divergence(*pair, divergence, temperature)
+    np.testing.assert_allclose(got.numpy(), expected(*pair, divergence, temperature), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("divergence", ["kl", "reverse", "jsd", "l2"])
+def test_a_student_like_its_teacher_has_no_divergence_and_no_gradient(pair, divergence):
+    student = pair[1].clone().requires_grad_()
+    value = prob_divergence(student, pair[1], divergence).sum()
+    value.backward()
+    assert value.detach().abs() < 1e-4
+    assert student.grad.abs().max() < 1e-4
+
+
+def test_jensen_shannon_is_symmetric_and_bounded(pair):
+    one, other = prob_divergence(*pair, "jsd"), prob_divergence(*reversed(pair), "jsd")
+    torch.testing.assert_close(one, other)
+    assert (one <= np.log(2)).all()
+
+
+@pytest.mark.parametrize("divergence", ["kl", "reverse", "jsd"])
+def test_top_k_is_the_divergence_of_the_coarser_distribution(pair, divergence):
+    """Tokens outside the top k count as one, on both sides."""
+    student, teacher = pair
+    k = 4
+    got = prob_divergence(student, TopK.of(teacher, k), divergence)
+    order = np.argsort(-teacher.numpy(), -1)
+    merged = []
+    for p in (softmax(student), softmax(teacher)):
+        sorted_p = np.take_along_axis(p, order, -1)
+        merged.append(np.concatenate([sorted_p[..., :k], sorted_p[..., k:].sum(-1, keepdims=True)], -1))
+    s, t = merged
+    m = (s + t) / 2
+    formula = {"kl": kl(t, s), "reverse": kl(s, t), "jsd": (kl(t, m) + kl(s, m)) / 2}[divergence]
+    np.testing.assert_allclose(got.numpy(), formula, rtol=1e-4, atol=1e-6)
+
+
+def test_top_k_with_nearly_all_mass_loses_little(pair):
+    student, teacher = pair[0], pair[1] * 5
+    full = prob_divergence(student, teacher, "kl")
+    torch.testing.assert_close(prob_divergence(student, TopK.of(teacher, V - 1), "kl"), full, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("divergence", "temperature"), [("l2", 1.0), ("kl", 2.0)])
+def test_what_a_top_k_cache_cannot_give_is_an_error(pair, divergence, temperature):
+    with pytest.raises(ValueError, match="top-k cache serves"):
+        prob_divergence(pair[0], TopK.of(pair[1], 3), divergence, temperature)
+
+
+def test_unknown_divergence_names_the_allowed_ones(pair):
+    with pytest.raises(ValueError, match=r"'hellinger'; allowed: kl, reverse, jsd, ce, l2"):
+        prob_divergence(*pair, "hellinger")
+
+
+def test_release_arithmetic(pair):
+    """Sums over the batch divided by its size, the halved sum of KL(M || student) and KL(M || teacher) for
+    jsd, a mean for ce, one norm for l2: PAPER.md, `L_prob` and `Its jsd computes`."""
+    s, t = softmax(pair[0]), softmax(pair[1])
+    m = (s + t) / 2
+    formulas = {
+        "kl": kl(t, s).sum() / B,
+        "reverse": kl(s, t).sum() / B,
+        "jsd": (kl(m, s) + kl(m, t)).sum() / 2 / B,
+        "ce": expected(*pair, "ce").mean(),
+        "l2": np.sqrt(((pair[0] - pair[1]).double().numpy() ** 2).sum()),
+    }
+    for divergence, formula in formulas.items():
+        assert float(release_prob(*pair, divergence, 1.0)) == pytest.approx(formula, rel=1e-5), divergence
+
+
+def test_layer_divergences(pair):
+    difference = (pair[0] - pair[1]).double().numpy()
+    np.testing.assert_allclose(
+        layer_divergence(*pair, "l2").numpy(), np.linalg.norm(difference, axis=-1) / np.sqrt(V), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        layer_divergence(*pair, "kl").numpy(), kl(softmax(pair[1]), softmax(pair[0])), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_answer_cross_entropy_is_shifted_and_masked(pair):
+    labels = torch.full((B, L), -100)
+    labels[0, 3], labels[2, 0] = 5, 4  # the first position is predicted by nothing
+    p = softmax(pair[0])
+    assert float(answer_cross_entropy(pair[0], labels)) == pytest.approx(-np.log(p[0, 2, 5]), rel=1e-5)

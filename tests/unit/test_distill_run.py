@@ -1,0 +1,245 @@
+"""The distillation command: exact resume, what it writes, and one line for everything that is wrong."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from matvlm.distill import run
+from matvlm.training import checkpoint
+
+SETTINGS = {
+    "steps": 5,
+    "batch_size": 4,
+    "micro_batch_size": 2,
+    "learning_rate": 0.01,
+    "warmup_steps": 1,
+    "decay_steps": 2,
+    "validate_every": 2,
+    "validation_rows": 2,
+    "save_every": 1,
+}
+
+
+def arguments(small, out, *, state=None, **changes) -> list[str]:
+    options = {
+        "settings": json.dumps(SETTINGS | changes.pop("settings", {})),
+        "max-length": 448,
+        "init-dir": small / "init" / "attention-even-50",
+        "teacher": small / "teacher",
+        "data": small / "data" / "distill",
+        "val": small / "data" / "val",
+        "cache": small / "cache",
+        "init": "attention",
+        "layout": "even-50",
+        "loss": "prob+layer+ce",
+        "divergence": "kl",
+        "seed": 0,
+        "state": state or out.with_name("state"),
+        "out": out,
+        "device": "cpu",
+    } | {key.replace("_", "-"): value for key, value in changes.items()}
+    return [word for key, value in options.items() if value is not None for word in (f"--{key}", str(value))]
+
+
+def log_of(folder) -> list[dict]:
+    rows = csv.DictReader(io.StringIO((folder / "log.csv").read_text()))
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def test_resume_equals_no_interruption_bit_for_bit(small, cache, tmp_path, monkeypatch):
+    """The interrupted run is stopped in the middle of writing its third checkpoint."""
+    assert run.main(arguments(small, tmp_path / "whole" / "out")) == 0
+
+    save, state = checkpoint.save, tmp_path / "stopped" / "state"
+
+    def stopped(folder, progress, *rest):
+        save(folder, progress, *rest)
+        if progress.step == 3:
+            newest = sorted(folder.glob("step-*"))[-1]
+            weights = newest / "weights.safetensors"
+            weights.write_bytes(weights.read_bytes()[:100])  # as a crash would leave it
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run.main(arguments(small, tmp_path / "stopped" / "out", state=state))
+    assert not (tmp_path / "stopped" / "out").exists()
+    monkeypatch.setattr(checkpoint, "save", save)
+    assert run.main(arguments(small, tmp_path / "stopped" / "out", state=state)) == 0
+
+    one, other = tmp_path / "whole" / "out", tmp_path / "stopped" / "out"
+    assert (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+    assert log_of(one) == log_of(other)
+
+
+def test_what_a_run_writes(small, cache, tmp_path):
+    out = tmp_path / "out"
+    assert run.main(arguments(small, out, tensorboard=tmp_path / "tb")) == 0
+    record = json.loads((out / "provenance.json").read_text())
+    assert record["cell"] == {
+        "init": "attention", "layout": "even-50", "loss": "prob+layer+ce", "divergence": "kl", "seed": 0
+    }  # fmt: skip
+    assert record["cost"]["wall_s"] > 0
+    assert set(record["gradient_norms_at_start"]) == {"prob", "layer", "ce"}
+    rows = log_of(out)
+    assert [row["step"] for row in rows] == ["0", "1", "2", "3", "4", "5"]
+    assert [row["step"] for row in rows if row["val_kl"]] == ["0", "2", "4", "5"]
+    assert float(rows[-1]["tokens"]) > float(rows[1]["tokens"]) > 0
+    assert list((tmp_path / "tb").glob("events.*"))
+    before, after = (
+        load_file(small / "init" / "attention-even-50" / "model.safetensors"),
+        load_file(out / "model.safetensors"),
+    )
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    trained = {name.removeprefix("model.").removeprefix("language_model.") for name in record["trained"]}
+    assert {name.removeprefix("language_model.model.") for name in changed} <= trained
+    assert any(name.endswith("mamba.in_proj.weight") for name in changed)
+
+
+def test_another_configuration_does_not_resume(small, cache, tmp_path):
+    state = tmp_path / "state"
+    assert run.main(arguments(small, tmp_path / "a", state=state)) == 0
+    assert run.main(arguments(small, tmp_path / "b", state=state, settings={"learning_rate": 0.02})) == 0
+    assert log_of(tmp_path / "a") != log_of(tmp_path / "b")
+
+
+@pytest.fixture
+def broken(cache, tmp_path):
+    """A copy of the cache to break."""
+    return shutil.copytree(cache, tmp_path / "cache")
+
+
+def fails(capsys, words: list[str], argv: list[str], out) -> None:
+    """The command ends with one line that holds ``words``, and leaves nothing at ``out``."""
+    assert run.main(argv) != 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    for word in words:
+        assert word in lines[0]
+    assert not out.exists()
+
+
+def test_a_shard_cut_short(small, broken, tmp_path, capsys):
+    shard = sorted(broken.glob("shard-*"))[0]
+    shard.write_bytes(shard.read_bytes()[:-10])
+    argv = arguments(small, tmp_path / "out", cache=broken)
+    fails(capsys, [shard.name, "cut short or altered"], argv, tmp_path / "out")
+
+
+def test_an_altered_shard(small, broken, tmp_path, capsys):
+    shard = sorted(broken.glob("shard-*"))[-1]
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    argv = arguments(small, tmp_path / "out", cache=broken)
+    fails(capsys, [shard.name, "cut short or altered"], argv, tmp_path / "out")
+
+
+def test_a_missing_shard(small, broken, tmp_path, capsys):
+    shard = sorted(broken.glob("shard-*"))[-1]
+    shard.unlink()
+    argv = arguments(small, tmp_path / "out", cache=broken)
+    fails(capsys, [shard.name, "missing"], argv, tmp_path / "out")
+
+
+def test_a_manifest_that_is_not_json(small, broken, tmp_path, capsys):
+    (broken / "manifest.json").write_text("{")
+    argv = arguments(small, tmp_path / "out", cache=broken)
+    fails(capsys, ["manifest.json", "not JSON"], argv, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd"])
+def test_a_manifest_that_leads_outside(small, broken, tmp_path, capsys, name):
+    manifest = json.loads((broken / "manifest.json").read_text())
+    for shard in manifest["shards"]:
+        shard["file"] = name
+    (broken / "manifest.json").write_text(json.dumps(manifest))
+    argv = arguments(small, tmp_path / "out", cache=broken)
+    fails(capsys, ["missing"], argv, tmp_path / "out")
+
+
+def test_a_cache_of_another_configuration(small, cache, tmp_path, capsys):
+    argv = arguments(small, tmp_path / "out", max_length=300)
+    fails(capsys, ["max_length 448", "300"], argv, tmp_path / "out")
+
+
+def test_a_cache_of_other_data(small, cache, tmp_path, capsys):
+    argv = arguments(small, tmp_path / "out", data=small / "data" / "val")
+    fails(capsys, ["data_hash"], argv, tmp_path / "out")
+
+
+def test_a_top_k_cache_and_a_divergence_it_cannot_serve(small, broken, tmp_path, capsys):
+    manifest = json.loads((broken / "manifest.json").read_text()) | {"mode": "topk"}
+    (broken / "manifest.json").write_text(json.dumps(manifest))
+    argv = arguments(small, tmp_path / "out", cache=broken, divergence="l2")
+    fails(capsys, ["l2", "top-k"], argv, tmp_path / "out")
+
+
+def test_release_reduction_with_a_cache(small, cache, tmp_path, capsys):
+    argv = arguments(small, tmp_path / "out", settings={"reduction": "release"})
+    fails(capsys, ["release", "online"], argv, tmp_path / "out")
+
+
+def test_a_student_of_another_initialisation(small, cache, tmp_path, capsys):
+    argv = arguments(small, tmp_path / "out", init="random")
+    fails(capsys, ["made with init 'attention'", "'random'"], argv, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"), [("loss", "prob+", "prob+layer+ce"), ("divergence", "hellinger", "reverse")]
+)
+def test_an_unknown_loss_or_divergence(small, cache, tmp_path, capsys, key, value, allowed):
+    with pytest.raises(SystemExit):
+        run.main(arguments(small, tmp_path / "out", **{key: value}))
+    error = capsys.readouterr().err
+    assert value in error
+    assert allowed in error
+
+
+@pytest.mark.parametrize("damage", ["truncate", "alter", "remove"])
+def test_a_model_that_is_not_whole(small, cache, tmp_path, capsys, damage):
+    folder = shutil.copytree(small / "init" / "attention-even-50", tmp_path / "init")
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    if damage == "remove":
+        weights.unlink()
+    else:
+        weights.write_bytes(content if damage == "alter" else content[:1000])
+    argv = arguments(small, tmp_path / "out", init_dir=folder)
+    fails(capsys, ["model.safetensors"], argv, tmp_path / "out")
+
+
+def test_a_full_disk(small, cache, tmp_path):
+    """A limit on the size of files stands in for the disk: writing fails in the same way and place."""
+    command = [sys.executable, "-m", "matvlm.distill.run", *arguments(small, tmp_path / "out")]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert str(tmp_path / "state") in errors[0]
+    assert "File too large" in errors[0]
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert left == []
+
+
+def test_a_loss_that_is_not_finite(small, cache, tmp_path, capsys):
+    argv = arguments(small, tmp_path / "out", settings={"learning_rate": 1e30, "max_grad_norm": 1e30})
+    fails(capsys, ["at step", "last good checkpoint"], argv, tmp_path / "out")

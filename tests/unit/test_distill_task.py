@@ -1,0 +1,194 @@
+"""Distillation: targets, what is trained, and that neither cache, padding nor micro-batches change a loss."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from matvlm.config import Distillation
+from matvlm.data.dataset import load_split
+from matvlm.data.processor import load_processor
+from matvlm.distill import cache as caching
+from matvlm.distill.cache import CacheReader
+from matvlm.distill.forward import teacher_pass
+from matvlm.distill.targets import Cached, Online
+from matvlm.distill.task import DistillTask, Objective, select_trainable
+from matvlm.models.folder import load_model
+
+CPU = torch.device("cpu")
+LOSSES = ("prob", "layer", "ce")
+
+
+@pytest.fixture(scope="module")
+def data(small):
+    return load_split(small / "data" / "distill", load_processor(small / "teacher"), 448).vary()
+
+
+def make_task(
+    small, data, source=None, loss="prob+layer+ce", divergence="kl", init="attention-even-50", **settings
+):
+    teacher = Online(load_model(small / "teacher"))
+    student = load_model(small / "init" / init)
+    select_trainable(student)
+    options = {"steps": 4, "batch_size": 4, "micro_batch_size": 4, "learning_rate": 1e-3}
+    options |= {"warmup_steps": 0, "decay_steps": 0, "validation_rows": 2} | settings
+    objective = Objective.of(loss, divergence, Distillation(**options))
+    return DistillTask(student, data, source or teacher, objective, (data, teacher))
+
+
+def losses_of(task, rows, parts=None):
+    """Total loss, named losses and gradient of ``rows``, split into ``parts`` micro-batches."""
+    batches = [task.batch(part, 0) for part in np.array_split(np.asarray(rows), parts or 1)]
+    counts = [task.counts(batch) for batch in batches]
+    whole = {name: sum(count[name] for count in counts) for name in counts[0]}
+    task.model.zero_grad()
+    total, named = 0.0, {}
+    for batch in batches:
+        loss, each = task.losses(batch, whole)
+        loss.backward()
+        total += float(loss.detach())
+        for name, value in each.items():
+            named[name] = named.get(name, 0.0) + float(value.detach())
+    gradient = {n: w.grad.clone() for n, w in task.model.named_parameters() if w.grad is not None}
+    return total, named, gradient
+
+
+def distance(ours, theirs):
+    """Norm of the difference of two gradients, relative to the norm of ``theirs``."""
+    assert ours.keys() == theirs.keys()
+    flat = [torch.cat([gradient[name].flatten() for name in theirs]) for gradient in (ours, theirs)]
+    return float((flat[0] - flat[1]).norm() / flat[1].norm())
+
+
+def test_states_are_the_residual_stream_before_the_final_norm(small, data):
+    """The last layer's target too: through the final norm and the head it gives the teacher's logits."""
+    teacher = load_model(small / "teacher")
+    batch = data.batch([0, 1, 2])
+    passed = teacher_pass(teacher, batch)
+    with torch.no_grad():
+        stock = teacher(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            pixel_values=batch["pixel_values"],
+            output_hidden_states=True,
+        )
+        head = teacher.lm_head(teacher.model.language_model.final_layernorm(passed.states[-1]))
+    real = batch["attention_mask"].bool()
+    torch.testing.assert_close(passed.logits[real], stock.logits[real], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(head[real], stock.logits[real], rtol=1e-4, atol=1e-5)
+    for ours, theirs in zip(passed.states[:-1], stock.hidden_states[:-1], strict=True):
+        torch.testing.assert_close(ours[real], theirs[real], rtol=1e-4, atol=1e-5)
+
+
+def test_layer_loss_is_the_distance_from_the_teachers_layer_fed_the_teachers_state(small, data):
+    task = make_task(small, data, loss="layer", init="attention-end-50")
+    batch = data.batch([0, 1])
+    teacher = load_model(small / "teacher")
+    states = teacher_pass(teacher, batch).states
+    layers = task.model.config.text_config.mamba_layers
+    assert layers == [2, 3]  # the last layer is among them
+    real = batch["attention_mask"].bool()
+    expected = 0.0
+    for index in layers:
+        with torch.no_grad():
+            output = task.model.model.language_model.layers[index](states[index], attention_mask=real)
+        expected += (output - states[index + 1])[real].double().square().mean(-1).sqrt().mean()
+    total, named, _ = losses_of(task, [0, 1])
+    assert total == pytest.approx(float(expected), rel=1e-4)
+    assert named.keys() == {"loss_layer"}
+
+
+@pytest.mark.parametrize("loss", ["prob", "layer", "ce", "prob+layer", "prob+ce", "layer+ce", "prob+layer+ce"])
+def test_cached_and_online_losses_agree(small, data, cache, loss):
+    rows = [3, 0, 5]
+    online = losses_of(make_task(small, data, loss=loss), rows)
+    cached = losses_of(make_task(small, data, Cached(CacheReader(cache, {}), CPU), loss=loss), rows)
+    assert set(online[1]) == {f"loss_{name}" for name in loss.split("+")}
+    assert cached[0] == pytest.approx(online[0], rel=1e-4)
+    for name, value in online[1].items():
+        assert cached[1][name] == pytest.approx(value, rel=1e-4)
+    assert distance(cached[2], online[2]) < 1e-4
+
+
+def test_a_top_k_cache_of_nearly_all_tokens_gives_nearly_the_full_loss(small, data, debug, tmp_path):
+    settings = debug.cache.model_copy(
+        update={"mode": "topk", "top_k": len(load_processor(small / "teacher").tokenizer) - 1}
+    )
+    caching.build(settings, small / "teacher", small / "data" / "distill", 448, tmp_path / "cache", CPU)
+    topk = make_task(small, data, Cached(CacheReader(tmp_path / "cache", {}), CPU), loss="prob")
+    assert losses_of(topk, [0, 1])[0] == pytest.approx(
+        losses_of(make_task(small, data, loss="prob"), [0, 1])[0], rel=1e-3
+    )
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_micro_batches_change_nothing(small, data, parts):
+    whole, named, gradient = losses_of(make_task(small, data), [0, 1, 2, 3])
+    split = losses_of(make_task(small, data), [0, 1, 2, 3], parts)
+    assert split[0] == pytest.approx(whole, rel=1e-5)
+    assert split[1] == pytest.approx(named, rel=1e-5)
+    assert distance(split[2], gradient) < 1e-4
+
+
+def test_only_mixers_and_connector_learn(small, data):
+    task = make_task(small, data)
+    _, _, gradient = losses_of(task, [0, 1])
+    learnt = {name.split(".mamba.")[0] for name in gradient}
+    assert learnt == {
+        "model.language_model.layers.0",
+        "model.language_model.layers.2",
+        *(f"model.multi_modal_projector.linear_{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")),
+    }
+    assert all(".mamba." in name for name in gradient if "layers" in name)
+
+
+def test_all_that_is_frozen_is_the_teachers(small):
+    teacher, student = load_model(small / "teacher"), load_model(small / "init" / "random-even-50")
+    given = teacher.state_dict()
+    own = {name for name in student.state_dict() if ".mamba." in name}
+    assert own
+    for name, value in student.state_dict().items():
+        if name not in own:
+            assert torch.equal(value, given[name]), name
+
+
+def test_each_terms_gradient_norm_is_reported(small, data):
+    norms = make_task(small, data).gradient_norms(np.array([0, 1]))
+    for term in LOSSES:
+        _, _, gradient = losses_of(make_task(small, data, loss=term), [0, 1])
+        expected = torch.stack([g.square().sum() for g in gradient.values()]).sum().sqrt()
+        assert norms[term] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_release_reduction_sums_over_padding_too(small, data):
+    task = make_task(small, data, loss="prob", reduction="release")
+    batch = task.batch(np.array([0, 1, 2]), 0)
+    assert not batch["attention_mask"].all()
+    with torch.no_grad():
+        hidden = task.model.model.language_model(
+            inputs_embeds=task.model.get_input_embeddings()(batch["input_ids"]), use_cache=False
+        )
+        assert hidden.last_hidden_state.shape[:2] == batch["input_ids"].shape
+    total, _, _ = losses_of(task, [0, 1, 2])
+    per_token = losses_of(make_task(small, data, loss="prob"), [0, 1, 2])[0]
+    positions = batch["input_ids"].shape[1]
+    assert total > per_token * batch["tokens"] / 3  # padding adds to the sum over real positions
+    assert total < per_token * positions * 10
+
+
+def test_validation_measures_answers_alone(small, data):
+    task = make_task(small, data, loss="layer")
+    values = task.validate()
+    assert values["val_kl"] > 0
+    assert values["val_ce"] > 0
+    assert task.model.training
+
+
+@pytest.mark.parametrize("reduction", ["token", "release"])
+@pytest.mark.parametrize("divergence", ["kl", "reverse", "jsd", "ce", "l2"])
+def test_every_divergence_trains(small, data, divergence, reduction):
+    task = make_task(small, data, loss="prob", divergence=divergence, reduction=reduction)
+    _, _, gradient = losses_of(task, [0, 1])
+    assert all(torch.isfinite(g).all() for g in gradient.values())
+    assert any(g.abs().max() > 0 for g in gradient.values())

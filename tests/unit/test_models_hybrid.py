@@ -1,0 +1,154 @@
+"""The hybrid as a Hugging Face model: initialisation, saving and loading, caches and generation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+
+from matvlm.errors import UserError
+from matvlm.layouts import LayoutError
+from matvlm.models.folder import load_model, save_model
+from matvlm.models.hybrid_phi import HybridPhiConfig
+from matvlm.models.initialise import build_student
+
+SHAPE = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 4, "vocab_size": 32}
+
+
+@pytest.fixture(scope="module", params=["end-50", "even-25", "0,1,2"])
+def student(small, request):
+    return build_student(load_model(small / "teacher"), request.param, "random", 1)
+
+
+def prompt(model, length=9, batch=2, images=True):
+    """Random text after the image's places."""
+    torch.manual_seed(0)
+    ids = torch.randint(10, 40, (batch, length))
+    count = model.config.image_seq_length if images else 0
+    ids = torch.cat([torch.full((batch, count), model.config.image_token_id), ids], 1)
+    size = model.config.vision_config.image_size
+    return {"input_ids": ids, "pixel_values": torch.randn(batch, 3, size, size)}
+
+
+def test_saved_and_loaded_is_the_same_model(student, small, tmp_path):
+    """Every tensor, the decays and step sizes too, which are drawn anew in a model that is not loaded."""
+    save_model(student, tmp_path / "m", {}, like=small / "teacher")
+    loaded = load_model(tmp_path / "m")
+    state = student.state_dict()
+    assert loaded.state_dict().keys() == state.keys()
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    inputs = prompt(student)
+    with torch.no_grad():
+        assert torch.equal(student(**inputs).logits, loaded(**inputs).logits)
+
+
+def test_loaded_model_generates_the_same_with_and_without_cache(student, small, tmp_path):
+    save_model(student, tmp_path / "m", {}, like=small / "teacher")
+    loaded, inputs = load_model(tmp_path / "m"), prompt(student)
+    options = {"max_new_tokens": 12, "do_sample": False, "min_new_tokens": 12}
+    cached = loaded.generate(**inputs, **options, use_cache=True)
+    assert torch.equal(cached, loaded.generate(**inputs, **options, use_cache=False))
+    assert torch.equal(cached, student.generate(**inputs, **options, use_cache=True))
+    assert cached.shape[1] == inputs["input_ids"].shape[1] + 12
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_no_logits(student, side):
+    one, two = prompt(student, 5, 1), prompt(student, 9, 1)
+    pad, ids = student.config.pad_token_id, one["input_ids"]
+    extra = torch.full((1, 4), pad)
+    row = torch.cat([extra, ids] if side == "left" else [ids, extra], 1)
+    batch = {
+        "input_ids": torch.cat([row, two["input_ids"]]),
+        "pixel_values": torch.cat([one["pixel_values"], two["pixel_values"]]),
+    }
+    mask = torch.ones_like(batch["input_ids"])
+    where = slice(0, 4) if side == "left" else slice(ids.shape[1], None)
+    mask[0, where] = 0
+    with torch.no_grad():
+        together = student(**batch, attention_mask=mask).logits[0, mask[0].bool()]
+        alone = student(**one).logits[0]
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_auto_classes_know_the_hybrid(tmp_path):
+    config = HybridPhiConfig(
+        **SHAPE,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        layer_types=["full_attention", "linear_attention"] * 2,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).mamba_layers == [1, 3]
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    ids = torch.randint(0, 32, (2, 7))
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, loaded.eval()(ids).logits)
+
+
+def test_a_folder_loads_through_the_multimodal_auto_class(student, small, tmp_path):
+    save_model(student, tmp_path / "m", {}, like=small / "teacher")
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "m")
+    assert loaded.config.text_config.model_type == "hybrid_phi"
+
+
+def test_gradient_reaches_every_trained_weight(student):
+    student.train().requires_grad_(True)
+    student.zero_grad()
+    student(**prompt(student)).logits.square().mean().backward()
+    without = [n for n, w in student.named_parameters() if w.grad is None and "language_model" in n]
+    assert without == []
+    student.eval()
+
+
+@pytest.mark.parametrize("init", ["attention", "random", "release-random"])
+def test_initialisations_differ_in_what_they_copy(small, init):
+    """`release-random` alone leaves norm and MLP of the replaced layers random."""
+    teacher = load_model(small / "teacher")
+    student = build_student(teacher, "even-50", init, 3)
+    layer, given = student.model.language_model.layers[2], teacher.model.language_model.layers[2]
+    assert torch.equal(layer.mlp.fc1.weight, given.mlp.fc1.weight) == (init != "release-random")
+    mixer, attention = layer.mamba, given.self_attn
+    _, x, B, C, _ = mixer.in_proj.weight.split([mixer.d_inner, mixer.d_xb, mixer.d_xb, mixer.d_inner, mixer.heads])
+    copies = {"v_proj": x, "k_proj": B, "q_proj": C, "dense": mixer.out_proj.weight}
+    for name, value in copies.items():
+        assert torch.equal(value, getattr(attention, name).weight) == (init == "attention"), name
+    kept = student.model.language_model.layers[1].state_dict()
+    for name, value in teacher.model.language_model.layers[1].state_dict().items():
+        assert torch.equal(kept[name], value)
+
+
+def test_same_seed_same_student(small):
+    teacher = load_model(small / "teacher")
+    one, same, other = (build_student(teacher, "even-50", "attention", seed).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert any(not torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("layout", ["even-5", "even-101", "sideways-25", "4", "0,0", ""])
+def test_a_layout_that_does_not_fit_is_refused(small, layout):
+    with pytest.raises(LayoutError) as error:
+        build_student(load_model(small / "teacher"), layout, "attention", 0)
+    assert "\n" not in str(error.value)
+
+
+def test_a_tensor_too_many_or_too_few_is_refused(student, small, tmp_path):
+    """A folder's hash may be right and its tensors still not the model's."""
+    from safetensors.torch import load_file, save_file
+
+    from matvlm.files import write_json
+    from matvlm.provenance import file_hash
+
+    save_model(student, tmp_path / "m", {}, like=small / "teacher")
+    weights = tmp_path / "m" / "model.safetensors"
+    tensors = load_file(weights)
+    name = next(name for name in tensors if name.endswith("A_log"))
+    for change, word in (({}, "missing"), ({name: tensors[name], "stray": torch.zeros(1)}, "unexpected")):
+        rest = {key: value for key, value in tensors.items() if key != name} | change
+        save_file(rest, weights, metadata={"format": "pt"})
+        write_json(tmp_path / "m" / "provenance.json", {"files": {weights.name: file_hash(weights)}})
+        with pytest.raises(UserError, match=word):
+            load_model(tmp_path / "m")
