@@ -1,0 +1,98 @@
+from snakemake.utils import min_version
+
+min_version("9.27")
+
+
+configfile: "params.yaml"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/data.smk"
+include: "workflow/rules/teacher.smk"
+include: "workflow/rules/cache.smk"
+include: "workflow/rules/hybrid.smk"
+include: "workflow/rules/distill.smk"
+include: "workflow/rules/evaluate.smk"
+include: "workflow/rules/profile.smk"
+include: "workflow/rules/collect.smk"
+include: "workflow/rules/render.smk"
+include: "workflow/rules/stages.smk"
+
+
+report: "workflow/report/workflow.rst"
+
+
+rule all:
+    default_target: True
+    input:
+        EVERYTHING,
+
+
+rule table_main:
+    input:
+        rendered_table("main"),
+
+
+rule table_losses:
+    input:
+        rendered_table("losses"),
+
+
+rule table_layouts:
+    input:
+        rendered_table("layouts"),
+
+
+rule table_ratios:
+    input:
+        rendered_table("ratios"),
+
+
+rule table_inits:
+    input:
+        rendered_table("inits"),
+
+
+rule table_divergences:
+    input:
+        rendered_table("divergences"),
+
+
+rule table_speed:
+    input:
+        rendered_table("speed"),
+
+
+rule figure_speed:
+    input:
+        rendered_figure("speed"),
+
+
+rule figure_memory:
+    input:
+        rendered_figure("memory"),
+
+
+rule figure_convergence:
+    input:
+        rendered_figure("convergence"),
+
+
+rule figure_ablations:
+    input:
+        rendered_figure("ablations"),
+
+
+rule figure_radar:
+    input:
+        rendered_figure("radar"),
+
+
+rule claims:
+    input:
+        "<results>/claims.md",
+
+
+rule page:
+    input:
+        "<results>/index.html",

@@ -1,0 +1,72 @@
+"""The tidy CSV files as data frames, checked for the columns that a report reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from matvlm.errors import UserError
+from matvlm.experiments import Cell
+
+CELL = ["init", "layout", "loss", "divergence"]
+EVAL_COLUMNS = ["model", *CELL, "seed", "task", "metric", "value", "n"]
+TRAIN_COLUMNS = [*CELL, "seed", "step", "tokens", "val_kl"]
+PROFILE_COLUMNS = [
+    "model",
+    "layout",
+    "protocol",
+    "batch",
+    "prompt_tokens",
+    "generated_tokens",
+    "repeat",
+    "prefill_s",
+    "decode_tokens_per_s",
+    "peak_memory_bytes",
+]
+_TEXT = dict.fromkeys(("model", *CELL, "task", "metric", "protocol"), str)
+
+
+def read_eval(path: Path) -> pd.DataFrame:
+    """`eval.csv`; the teacher's cell columns are empty strings, its seed NaN."""
+    return _read(path, EVAL_COLUMNS)
+
+
+def read_train(path: Path) -> pd.DataFrame:
+    """`train.csv`; what was not measured at a step is NaN."""
+    return _read(path, TRAIN_COLUMNS)
+
+
+def read_profile(path: Path) -> pd.DataFrame:
+    """`profile.csv`; the teacher's layout is an empty string, a point that ran out of memory has NaN."""
+    return _read(path, PROFILE_COLUMNS)
+
+
+def rows_of(frame: pd.DataFrame, cell: Cell | None) -> pd.DataFrame:
+    """Rows of one student cell, or of the teacher where ``cell`` is None (`eval.csv` only)."""
+    if cell is None:
+        return frame[frame["model"] == "teacher"]
+    same = (frame[CELL] == [cell.init, cell.layout, cell.loss, cell.divergence]).all(axis=1)
+    return frame[same & (frame["model"] == "student")] if "model" in frame else frame[same]
+
+
+def _read(path: Path, columns: list[str]) -> pd.DataFrame:
+    """
+    Raises:
+        UserError: not a CSV file, a column missing, no row, or text where a number should be.
+    """
+    try:
+        frame = pd.read_csv(path, dtype=_TEXT, keep_default_na=False, na_values={})
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a CSV file: {str(error).splitlines()[0]}") from None
+    if missing := [name for name in columns if name not in frame]:
+        raise UserError(f"{path}: column {', '.join(missing)} is missing")
+    if frame.empty:
+        raise UserError(f"{path}: has no rows")
+    for name in columns:
+        if name not in _TEXT:
+            try:
+                frame[name] = pd.to_numeric(frame[name].replace("", None))
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{path}: column {name}: {error}") from None
+    return frame

@@ -1,0 +1,150 @@
+# What all rules share: the validated configuration of the preset, its cells, paths and resources.
+#
+# A rule's output is the record that its step writes into a folder last (report.json, provenance.json,
+# manifest.json, results.json); the record holds the hashes of all else in the folder.
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from matvlm.config import ConfigError, EmbeddedData, EmbeddedTeacher, load_config
+from matvlm.experiments import AXES, all_cells, base_cell, evaluation_batches
+from matvlm.report.settings import Report
+from matvlm.source import code_hash
+
+# Jobs run `python` of the environment that Snakemake runs in, whether it is activated or not.
+os.environ.update(
+    PATH=os.pathsep.join([str(Path(sys.executable).parent), *os.get_exec_path()])
+)
+
+
+def stop(message):
+    """End with one line; an exception would bring a traceback of the Snakefile along."""
+    sys.exit(f"error: params.yaml: {message}")
+
+
+def load(data):
+    """The configuration with all presets validated, and the active preset known to be runnable here."""
+    try:
+        whole = load_config(data)
+    except ConfigError as error:
+        stop(error)
+    name, active = whole.preset, whole.active
+    for part, kind in (("data", EmbeddedData), ("teacher", EmbeddedTeacher)):
+        if not isinstance(getattr(active, part), kind):
+            stop(
+                f"presets.{name}.{part}.source: {getattr(active, part).source} is not supported yet"
+            )
+    if (
+        active.teacher.source == "shipped"
+        and not (active.teacher.path / "config.json").is_file()
+    ):
+        stop(
+            f"presets.{name}.teacher.path: {active.teacher.path} holds no model; set source to train"
+        )
+    return whole
+
+
+def one_of(values):
+    """A wildcard constraint: these values and no others."""
+    return "|".join(sorted({re.escape(str(value)) for value in values}))
+
+
+def growing(amount):
+    """A resource that grows with each attempt."""
+    return lambda wildcards, attempt: amount * attempt
+
+
+def folder(record):
+    """The folder of a record, or of each in a list."""
+    if isinstance(record, str):
+        return str(Path(record).parent)
+    return [folder(one) for one in record]
+
+
+def rendered_table(name):
+    return multiext(f"<results>/tables/{name}", ".md", ".tex", ".html")
+
+
+def rendered_figure(name):
+    return multiext(f"<results>/figures/{name}", ".svg", ".png")
+
+
+def student_files(kind, name, cells):
+    """File ``name`` of every cell and seed below ``<run>/{kind}``."""
+    return [
+        f"<run>/{kind}/{cell.path}/seed{seed}/{name}"
+        for cell in cells
+        for seed in PRESET.ablation.seeds
+    ]
+
+
+def collected_files(kind, cells):
+    """What one kind of CSV file is collected from, for these cells."""
+    results = ["<run>/eval/teacher/results.json"]
+    results += student_files("eval/student", "results.json", cells)
+    subjects = ["teacher", *PRESET.profile.layouts]
+    profiles = [f"<run>/profile/{subject}.json" for subject in subjects]
+    records = student_files("distill", "provenance.json", cells)
+    return {
+        "eval": results,
+        "train": student_files("distill", "log.csv", cells),
+        "profile": profiles,
+        "runs": ["<run>/teacher/provenance.json", *records, *results, *profiles],
+    }[kind]
+
+
+def table_data(table):
+    """CSV files of a table, by the name of the option that takes them."""
+    if table == "speed":
+        return {"data": "<results>/data/profile.csv"}
+    return {
+        "data": f"<run>/collected/{table}/eval.csv",
+        "train": f"<run>/collected/{table}/train.csv",
+    }
+
+
+CONFIG = load(config)
+PRESET = CONFIG.active
+REPORT = Report.of(CONFIG)
+CELLS = all_cells(PRESET, CONFIG.base)
+TABLE_CELLS = {
+    "main": [base_cell(CONFIG.base)],
+    **{axis: REPORT.cells(axis) for axis in AXES},
+}
+TABLES = (*TABLE_CELLS, "speed")
+FIGURES = {
+    "speed": "<results>/data/profile.csv",
+    "memory": "<results>/data/profile.csv",
+    "convergence": "<run>/collected/inits/train.csv",
+    "ablations": "<results>/data/eval.csv",
+    "radar": "<run>/collected/ratios/eval.csv",
+}
+SPLITS = ["distill", "val", "test"] + ["train"] * (PRESET.teacher.source == "train")
+EVERYTHING = [
+    "<results>/index.html",
+    "<results>/metrics.json",
+    "<results>/data/runs.csv",
+]
+CACHED = PRESET.cache.mode != "online"
+
+
+pathvars:
+    run=f"runs/{CONFIG.preset}",
+    benchmarks=f"runs/{CONFIG.preset}/benchmarks",
+    results=f"results/{CONFIG.preset}",
+    logs=f"logs/{CONFIG.preset}",
+
+
+wildcard_constraints:
+    split=one_of(PRESET.data.splits),
+    init=one_of(cell.init for cell in CELLS),
+    layout=one_of(cell.layout for cell in CELLS),
+    loss=one_of(cell.loss for cell in CELLS),
+    divergence=one_of(cell.divergence for cell in CELLS),
+    seed=one_of(PRESET.ablation.seeds),
+    subject=one_of(["teacher", *PRESET.profile.layouts]),
+    table=one_of(TABLES),
+    figure=one_of(FIGURES),
+    kind="eval|train|profile|runs",
