@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -46,8 +47,23 @@ def rows_of(frame: pd.DataFrame, cell: Cell | None) -> pd.DataFrame:
     """Rows of one student cell, or of the teacher where ``cell`` is None (`eval.csv` only)."""
     if cell is None:
         return frame[frame["model"] == "teacher"]
-    same = (frame[CELL] == [cell.init, cell.layout, cell.loss, cell.divergence]).all(axis=1)
-    return frame[same & (frame["model"] == "student")] if "model" in frame else frame[same]
+    same = frame["model"] == "student" if "model" in frame else frame["init"] == cell.init
+    for name in CELL:
+        same = same & (frame[name] == getattr(cell, name))
+    return frame[same]
+
+
+def seeds_of(frame: pd.DataFrame, cell: Cell, seeds: Sequence[int]) -> pd.DataFrame:
+    """Rows of one student cell with these seeds; other seeds that a file may hold are left out.
+
+    Raises:
+        UserError: a seed without any row.
+    """
+    rows = rows_of(frame, cell)
+    if absent := sorted(set(seeds) - set(rows["seed"])):
+        named = f"{cell.path} seed {', '.join(map(str, absent))}"
+        raise UserError(f"{frame.attrs.get('path', 'data')}: no rows of {named}")
+    return rows[rows["seed"].isin(seeds)]
 
 
 def _read(path: Path, columns: list[str]) -> pd.DataFrame:
@@ -69,4 +85,5 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
                 frame[name] = pd.to_numeric(frame[name].replace("", None))
             except (ValueError, TypeError) as error:
                 raise UserError(f"{path}: column {name}: {error}") from None
+    frame.attrs["path"] = str(path)  # selections keep it, so that errors can name the file
     return frame
