@@ -17,6 +17,9 @@ RELEASED = {"release-12.5": (0, 6, 12, 18)}
 """Lists of the release for 32 layers that no rule gives; its 25 % and 50 % are ``even``."""
 RELEASED_DEPTH = 32
 
+_NAMED = "|".join(name.replace(".", r"\.") for name in RELEASED)
+PATTERN = rf"^(({'|'.join(PLACEMENTS)})-[0-9]+(\.[0-9]+)?|{_NAMED}|[0-9]+(,[0-9]+)*)$"
+"""What a layout looks like, as a regular expression that JSON schema knows too."""
 SYNTAX = (
     f"allowed: {', '.join(p + '-<per cent>' for p in PLACEMENTS)}, {', '.join(RELEASED)}, "
     "or layer indices such as 0,4,8"
@@ -35,10 +38,28 @@ def replaced_count(ratio: float, depth: int) -> int:
     """
     if not math.isfinite(ratio) or ratio <= 0 or ratio > 100:
         raise LayoutError(f"ratio {ratio:g} % is not in the range above 0 up to 100")
-    count = math.floor(ratio / 100 * depth + 0.5)
+    count = math.floor((ratio * depth + 50) / 100)  # ratio / 100 would round: 29 % of 50 is 14.5
     if count < 1:
         raise LayoutError(f"ratio {ratio:g} % of {depth} layers replaces no layer")
     return count
+
+
+def canonical(layout: str) -> str:
+    """The one spelling of a layout, so that equal ones have equal names: ``even-25.0`` is ``even-25``.
+
+    Raises:
+        LayoutError: not a layout at any depth.
+    """
+    if not re.fullmatch(PATTERN, layout):
+        raise LayoutError(f"unknown layout {layout!r}; {SYNTAX}")
+    if layout in RELEASED:
+        return layout
+    if layout[0].isdigit():
+        return ",".join(str(index) for index in sorted(int(part) for part in layout.split(",")))
+    word, ratio = layout.split("-")
+    whole, _, rest = ratio.partition(".")
+    rest = rest.rstrip("0")
+    return f"{word}-{int(whole)}" + (f".{rest}" if rest else "")
 
 
 def resolve(layout: str, depth: int) -> list[int]:
