@@ -12,6 +12,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk, quota or file that can grow no further."""
+
 
 @contextlib.contextmanager
 def written_aside(target: Path) -> Iterator[Path]:
@@ -25,7 +28,8 @@ def written_aside(target: Path) -> Iterator[Path]:
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
-        yield aside
+        with _named(target):
+            yield aside
         _replace_folder(aside, target)
     except SafetensorError as error:
         raise OSError(errno.EIO, str(error), str(target)) from None
@@ -38,7 +42,8 @@ def write_text(target: Path, text: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     try:
-        aside.write_text(text, encoding="utf-8")
+        with _named(target):
+            aside.write_text(text, encoding="utf-8")
         aside.replace(target)
     finally:
         aside.unlink(missing_ok=True)
@@ -47,6 +52,17 @@ def write_text(target: Path, text: str) -> None:
 def write_json(target: Path, data: object) -> None:
     """Write ``data`` as indented JSON with sorted keys, in one rename."""
     write_text(target, json.dumps(data, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def _named(target: Path) -> Iterator[None]:
+    """Put a name to the errors of a full disk, which Python's have not."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(target)) from None
+        raise
 
 
 def _replace_folder(aside: Path, target: Path) -> None:

@@ -84,12 +84,17 @@ class CacheReader:
             self.manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             raise UserError(f"{folder / MANIFEST}: missing or not JSON; make the cache again") from None
+        if not isinstance(self.manifest, dict) or self.manifest.get("format") != FORMAT:
+            raise UserError(f"{folder / MANIFEST}: not a cache of format {FORMAT}; make the cache again")
         for key, value in expected.items():
             if self.manifest.get(key) != value:
                 found = self.manifest.get(key)
                 raise UserError(f"{folder}: cache was made with {key} {found!r}, but {value!r} is asked for")
-        self.lengths = np.asarray(self.manifest["rows"])
-        counts = [shard["rows"] for shard in self.manifest["shards"]]
+        try:
+            self.lengths = np.asarray(self.manifest["rows"], dtype=np.int64)
+            counts = np.asarray([shard["rows"] for shard in self.manifest["shards"]], dtype=np.int64)
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{folder / MANIFEST}: rows or shards missing or not as written") from None
         self.shard_of = np.repeat(np.arange(len(counts)), counts)
         self.first_row = np.concatenate([[0], np.cumsum(counts)])
         self._open: dict[int, object] = {}
@@ -119,6 +124,23 @@ class CacheReader:
         states = padded["states"].float().permute(2, 0, 1, 3) if layers else None
         vision = torch.stack([part["vision"] for part in parts]).to(device).float()
         return {"teacher": teacher, "states": states, "vision": vision}
+
+    def check(self) -> None:
+        """Check the hash of every shard, and that they hold the rows that the manifest says.
+
+        Raises:
+            UserError: a shard is missing, cut short or altered, or the manifest contradicts itself.
+        """
+        if len(self.shard_of) != len(self.lengths):
+            raise UserError(f"{self.folder / MANIFEST}: shards have {len(self.shard_of)} rows, not {len(self)}")
+        for index, first in enumerate(self.first_row[:-1]):
+            positions = int(self.lengths[first : self.first_row[index + 1]].sum())
+            found = self._shard(index).get_slice("states").get_shape()[0]
+            if found != positions:
+                name = self.manifest["shards"][index]["file"]
+                raise UserError(
+                    f"{self.folder / name}: holds {found} positions, not the {positions} of {MANIFEST}"
+                )
 
     def _row(self, row: int, layers: list[int]) -> dict[str, Tensor]:
         shard = int(self.shard_of[row])

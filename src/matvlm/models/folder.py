@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError
 from transformers import LlavaForConditionalGeneration
 from transformers.utils import logging
 
@@ -86,7 +87,7 @@ def load_model(folder: Path, **kwargs) -> LlavaForConditionalGeneration:
         model, info = LlavaForConditionalGeneration.from_pretrained(
             folder, local_files_only=True, output_loading_info=True, **kwargs
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise UserError(f"{folder}: {str(error).splitlines()[0]}") from None
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:

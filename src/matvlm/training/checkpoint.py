@@ -85,6 +85,8 @@ def _fill(folder: Path, weights: dict[str, nn.Parameter], optimizer: torch.optim
     for name, weight in weights.items():
         with torch.no_grad():
             weight.copy_(stored[name])
+        if f"{name}/step" not in moments:  # never had a gradient, as the connector where only layers are compared
+            continue
         state: dict[str, Tensor] = {key: moments[f"{name}/{key}"] for key in MOMENTS}
         # Fused AdamW keeps its step counter on the weight's device, the plain one on the CPU.
         optimizer.state[weight] = {

@@ -255,7 +255,8 @@ def _sum_gradients(accelerator: Accelerator, weights: dict[str, nn.Parameter]) -
     last micro-batch is enough, and the model needs no wrapper."""
     if accelerator.num_processes > 1:
         for weight in weights.values():
-            weight.grad = accelerator.reduce(weight.grad, "sum")
+            if weight.grad is not None:  # the loss may not use all of them
+                weight.grad = accelerator.reduce(weight.grad, "sum")
 
 
 def _plain(state: dict) -> dict:
