@@ -3,10 +3,14 @@ transformers' own LLaVA model."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration, PhiConfig, SiglipVisionConfig
 
 from matvlm.config import EmbeddedTeacher
+from matvlm.errors import UserError
+from matvlm.models.folder import load_model
 
 
 def build_teacher(
@@ -15,6 +19,27 @@ def build_teacher(
     """An untrained teacher in float32; ``seed`` is of its random weights. See `teacher_config`."""
     torch.manual_seed(seed)
     return LlavaForConditionalGeneration(teacher_config(settings, vocab_size=vocab_size, token_ids=token_ids))
+
+
+def load_given(settings: EmbeddedTeacher, folder: Path) -> LlavaForConditionalGeneration:
+    """A teacher on disk that has the architecture configured.
+
+    Raises:
+        UserError: it is missing, altered, or of another architecture than ``settings`` says.
+    """
+    model = load_model(folder)
+    found, text = model.config, model.config.text_config
+    ids = {"image": found.image_token_id, "eos": text.eos_token_id, "pad": text.pad_token_id}
+    wanted = teacher_config(settings, vocab_size=text.vocab_size, token_ids=ids)
+    for part in ("vision_config", "text_config"):
+        ours, theirs = getattr(wanted, part).to_diff_dict(), getattr(found, part).to_diff_dict()
+        for key in sorted(ours.keys() | theirs.keys()):
+            if ours.get(key) != theirs.get(key) and key not in ("dtype", "architectures", "transformers_version"):
+                raise UserError(
+                    f"{folder / 'config.json'}: {part}.{key} is {theirs.get(key)!r}, but params.yaml asks for "
+                    f"{ours.get(key)!r}; set teacher.source to train for another architecture"
+                )
+    return model
 
 
 def teacher_config(settings: EmbeddedTeacher, *, vocab_size: int, token_ids: dict[str, int]) -> LlavaConfig:

@@ -7,10 +7,9 @@ import shutil
 from pathlib import Path
 
 from matvlm import config
-from matvlm.errors import UserError, one_line
+from matvlm.errors import one_line
 from matvlm.files import written_aside
-from matvlm.models.folder import check_folder, load_model
-from matvlm.teacher.build import teacher_config
+from matvlm.teacher.build import load_given
 
 
 def fetch(settings: config.EmbeddedTeacher, out: Path) -> None:
@@ -19,24 +18,9 @@ def fetch(settings: config.EmbeddedTeacher, out: Path) -> None:
     Raises:
         UserError: it is missing, altered, or of another architecture than ``settings`` says.
     """
-    check_folder(settings.path)
-    found = load_model(settings.path).config
-    wanted = teacher_config(settings, vocab_size=found.text_config.vocab_size, token_ids=_token_ids(found))
-    for part in ("vision_config", "text_config"):
-        ours, theirs = getattr(wanted, part).to_diff_dict(), getattr(found, part).to_diff_dict()
-        for key in sorted(ours.keys() | theirs.keys()):
-            if ours.get(key) != theirs.get(key) and key not in ("dtype", "architectures", "transformers_version"):
-                raise UserError(
-                    f"{settings.path / 'config.json'}: {part}.{key} is {theirs.get(key)!r}, but params.yaml "
-                    f"asks for {ours.get(key)!r}; set teacher.source to train for another architecture"
-                )
+    load_given(settings, settings.path)
     with written_aside(out) as aside:
         shutil.copytree(settings.path, aside, dirs_exist_ok=True)
-
-
-def _token_ids(found) -> dict[str, int]:
-    text = found.text_config
-    return {"image": found.image_token_id, "eos": text.eos_token_id, "pad": text.pad_token_id}
 
 
 @one_line

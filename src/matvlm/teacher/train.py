@@ -12,7 +12,7 @@ from matvlm.data.processor import build_processor
 from matvlm.data.tokenizer import build_tokenizer
 from matvlm.errors import one_line
 from matvlm.models.folder import save_model
-from matvlm.teacher.build import build_teacher
+from matvlm.teacher.build import build_teacher, load_given
 from matvlm.teacher.task import TeacherTask, mixed_order
 from matvlm.training.device import pick_device
 from matvlm.training.loop import train
@@ -41,13 +41,21 @@ def main(argv: list[str] | None = None) -> None:
         settings.vision_feature_select_strategy,
     )
     ids = {"image": processor.image_token_id, "eos": tokenizer.eos_token_id, "pad": tokenizer.pad_token_id}
-    model = build_teacher(settings, vocab_size=len(tokenizer), token_ids=ids, seed=settings.training.seed)
+    start = settings.training.start
+    if start is None:
+        model = build_teacher(settings, vocab_size=len(tokenizer), token_ids=ids, seed=settings.training.seed)
+    else:
+        model = load_given(settings, start)
     model.to(device)
     data = load_split(args.data, processor, args.max_length, workers=os.cpu_count() or 1)
     questions = load_questions(args.val, processor, args.max_length)
 
     configuration = {"teacher": settings.model_dump(mode="json"), "max_length": args.max_length}
-    started_from = {"data_hash": provenance.data_hash(args.data), "val_hash": provenance.data_hash(args.val)}
+    started_from = {
+        "data_hash": provenance.data_hash(args.data),
+        "val_hash": provenance.data_hash(args.val),
+        "start_hash": provenance.model_hash(start) if start else "",
+    }
     log = train(
         TeacherTask(model, data, questions, settings.training),
         settings.training,
@@ -59,6 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     record = {
         "step": "train_teacher",
+        "started_from": started_from,
         "provenance": provenance.describe(configuration, data=args.data, device=str(device)),
         "cost": cost.finish(),
     }
