@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from matvlm.data.errors import DataError
+from matvlm.data.errors import DataError, NoSoundRow
 from matvlm.data.images import open_image, path_problem
 from matvlm.files import write_json
 
@@ -33,7 +33,8 @@ def load_conversations(
         threads: of that check.
 
     Raises:
-        DataError: the file is missing, not UTF-8, not JSON, not a list, or has not one sound row.
+        DataError: the file is missing, not UTF-8, not JSON or not a list.
+        NoSoundRow: it has not one sound row.
     """
     data = _read_json(json_path)
     if not isinstance(data, list):
@@ -53,7 +54,7 @@ def load_conversations(
             rejected.append({"row": index, "id": name, "field": field, "reason": reason})
     if not rows:
         first = f"; the first: {rejected[0]['field']}: {rejected[0]['reason']}" if rejected else ""
-        raise DataError(f"{json_path}: none of its {len(data)} rows can be used{first}")
+        raise NoSoundRow(f"{json_path}: none of its {len(data)} rows can be used{first}", rejected)
     return rows, rejected
 
 

@@ -1,0 +1,126 @@
+"""What `matvlm plan` says, against what is counted while real models run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from torch.utils.flop_counter import FlopCounterMode
+
+from matvlm import plan
+from matvlm.config import Distillation, load_config
+from matvlm.data.dataset import load_split
+from matvlm.data.processor import load_processor
+from matvlm.distill.forward import teacher_pass
+from matvlm.distill.targets import Online
+from matvlm.distill.task import DistillTask, Objective, select_trainable
+from matvlm.models.folder import load_model
+
+ROOT = Path(__file__).parents[2]
+COUNTED = {"attn_implementation": "eager"}
+"""The kernels that torch counts the FLOPs of; its fused attention on a CPU it does not."""
+
+
+@pytest.fixture(scope="module")
+def raw():
+    return yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def data(small):
+    return load_split(small / "data" / "distill", load_processor(small / "teacher"), 448).vary()
+
+
+@pytest.mark.parametrize("loss", ["prob", "layer", "ce", "prob+layer+ce"])
+def test_flops_are_those_of_a_real_step(small, data, loss):
+    student = load_model(small / "init" / "attention-even-50", **COUNTED)
+    select_trainable(student)
+    options = {"steps": 1, "batch_size": 2, "micro_batch_size": 2, "learning_rate": 1.0}
+    settings = Distillation(**options, warmup_steps=0, decay_steps=0, validation_rows=1)
+    teacher = Online(load_model(small / "teacher"))
+    task = DistillTask(student, data, teacher, Objective.of(loss, "kl", settings), (data, teacher))
+    batch = task.batch(np.array([0, 1]), 0)
+    counts, length = task.counts(batch), batch["input_ids"].shape[1]
+    # The scan works on whole chunks; here they fill the length.
+    chunk = next(size for size in range(64, 0, -1) if length % size == 0)
+    student.config.text_config.mamba_chunk_size = chunk
+    for index in student.config.text_config.mamba_layers:
+        student.model.language_model.layers[index].mamba.chunk_size = chunk
+    with FlopCounterMode(display=False) as counter:
+        value, _ = task.losses(batch, counts)
+        value.backward()
+    counted = dict(counter.get_flop_counts()["Global"])
+    # Torch counts the gradient of a convolution as if it had one group, not one a channel.
+    counted[torch.ops.aten.convolution_backward] = 2 * counted[torch.ops.aten.convolution]
+    size = plan.measure(student.config, length)
+    flops = plan.distill_flops(size, loss, 2 * length, 2 * student.config.image_seq_length)
+    assert flops == pytest.approx(sum(counted.values()), rel=0.01)
+    assert size.trained == sum(weight.numel() for weight in student.parameters() if weight.requires_grad)
+    assert size.total == sum(weight.numel() for weight in student.parameters())
+
+
+def test_flops_of_a_teachers_pass(small, data):
+    teacher = load_model(small / "teacher", **COUNTED)
+    batch = data.batch([0, 1])
+    with FlopCounterMode(display=False) as counter:
+        teacher_pass(teacher, batch)
+    length = batch["input_ids"].shape[1]
+    size = plan.measure(teacher.config, length)
+    counted = counter.get_total_flops()
+    assert plan.forward_flops(size, 2 * length, 2 * teacher.config.image_seq_length) == pytest.approx(
+        counted, rel=0.1
+    )
+
+
+def test_cache_bytes_are_those_of_a_real_cache(small, cache, debug):
+    manifest = json.loads((cache / "manifest.json").read_text())
+    held = 0
+    for path in cache.glob("*.safetensors"):
+        with safe_open(path, "pt") as shard:
+            tensors = [shard.get_tensor(name) for name in shard.keys()]  # noqa: SIM118
+            held += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    config = load_model(small / "teacher").config
+    assert plan.cache_bytes(config, debug.cache, sum(manifest["rows"]), len(manifest["rows"])) == held
+    topk = debug.cache.model_copy(update={"mode": "topk", "top_k": 3})
+    saved = sum(manifest["rows"]) * 4 * (config.text_config.vocab_size - 7)
+    assert plan.cache_bytes(config, topk, sum(manifest["rows"]), len(manifest["rows"])) == held - saved
+    assert plan.cache_bytes(config, debug.cache.model_copy(update={"mode": "online"}), 10, 1) == 0
+
+
+def test_architecture_is_the_shipped_teachers(raw):
+    config = load_config(raw | {"preset": "tiny"})
+    shipped = load_model(ROOT / "models" / "tiny-teacher").config
+    planned = plan.teacher_architecture(config.active)
+    assert plan.measure(planned, 448) == plan.measure(shipped, 448)
+    assert planned.text_config.vocab_size == shipped.text_config.vocab_size
+
+
+def test_every_cell_is_listed_with_its_tables(raw):
+    lines = plan.plan(load_config(raw | {"preset": "debug"})).splitlines()
+    assert "2 cells x 1 seeds = 2 runs" in lines[0]
+    assert "at most 5,376 tokens (3 steps x 4 conversations x 448 tokens)" in lines[0]
+    named = {line.split()[0]: line.split()[1] for line in lines[3:5]}
+    assert named == {"attention/even-25/prob+layer+ce/kl": "all", "attention/even-25/ce/none": "losses"}
+    assert "at most 10,752 tokens" in lines[6]
+
+
+def test_seeds_and_the_online_teacher_cost(raw):
+    preset = raw["presets"]["debug"]
+    seeds = {**preset, "ablation": {**preset["ablation"], "seeds": [0, 1, 2]}}
+    online = {**preset, "cache": {"mode": "online"}}
+    plans = {
+        name: plan.plan(load_config(raw | {"preset": "debug", "presets": {"debug": one}}))
+        for name, one in {"plain": preset, "seeds": seeds, "online": online}.items()
+    }
+
+    def total(text):
+        return float(next(line for line in text.splitlines() if line.startswith("all runs")).split()[-2])
+
+    assert total(plans["seeds"]) == pytest.approx(3 * total(plans["plain"]), rel=0.01)
+    assert total(plans["online"]) > 1.2 * total(plans["plain"])
+    assert "bytes" not in plans["online"]
