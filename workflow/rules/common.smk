@@ -8,6 +8,9 @@ import re
 import sys
 from pathlib import Path
 
+import yaml
+from snakemake.utils import update_config
+
 from matvlm.config import ConfigError, EmbeddedData, EmbeddedTeacher, load_config
 from matvlm.experiments import AXES, all_cells, base_cell, evaluation_batches
 from matvlm.report.settings import Report
@@ -44,6 +47,15 @@ def load(data):
             f"presets.{name}.teacher.path: {active.teacher.path} holds no model; set source to train"
         )
     return whole
+
+
+def typed(value):
+    """What `--config` nests arrives as text, whatever it is; here it is read as YAML, as the file is."""
+    if isinstance(value, dict):
+        return {key: typed(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [typed(each) for each in value]
+    return yaml.safe_load(value) if isinstance(value, str) else value
 
 
 def one_of(values):
@@ -105,6 +117,7 @@ def table_data(table):
     }
 
 
+update_config(config, typed(workflow.config_settings.overwrite_config))
 CONFIG = load(config)
 PRESET = CONFIG.active
 REPORT = Report.of(CONFIG)

@@ -1,0 +1,94 @@
+"""The smallest preset from data to verdicts: every rule runs, a second run does nothing, DVC makes the same."""
+
+from __future__ import annotations
+
+import csv
+import re
+import time
+
+from conftest import clone, git, run, snakemake
+
+RESULTS = (
+    "index.html",
+    "claims.md",
+    "claims.csv",
+    "metrics.json",
+    *(f"data/{kind}.csv" for kind in ("eval", "train", "profile", "runs")),
+    *(
+        f"tables/{name}.{suffix}"
+        for name in ("main", "losses", "layouts", "ratios", "inits", "divergences", "speed")
+        for suffix in ("md", "tex", "html")
+    ),
+    *(
+        f"figures/{name}.{suffix}"
+        for name in ("speed", "memory", "convergence", "ablations", "radar")
+        for suffix in ("svg", "png")
+    ),
+)
+
+
+def test_every_result_is_there_and_every_rule_ran(reproduced):
+    for name in RESULTS:
+        assert (reproduced / "results/debug" / name).stat().st_size > 0, name
+    ran = {
+        path.relative_to(reproduced / "runs/debug/benchmarks").parts[0].removesuffix(".tsv")
+        for path in (reproduced / "runs/debug/benchmarks").rglob("*.tsv")
+    }
+    assert ran == {
+        *("prepare_data", "train_teacher", "cache_teacher", "init_hybrid", "distill", "evaluate", "profile"),
+        *("collect", "render"),
+    }
+
+
+def test_every_row_can_be_traced(reproduced):
+    commit = git(reproduced, "rev-parse", "HEAD").strip()
+    with open(reproduced / "results/debug/data/eval.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert {row["model"] for row in rows} == {"teacher", "student"}
+    for row in rows:
+        assert row["commit"] == commit
+        assert row["dirty"] == "false"
+        assert all(row[name] for name in ("config_hash", "data_hash", "teacher_hash", "torch", "lmms_eval"))
+    # cells: L_ce alone, and all three losses
+    assert {row["loss"] for row in rows if row["model"] == "student"} == {"ce", "prob+layer+ce"}
+
+
+def test_a_second_run_does_nothing_and_says_so(reproduced):
+    start = time.monotonic()
+    done = snakemake(reproduced, "all")
+    assert done.returncode == 0
+    assert "Nothing to be done" in done.stdout
+    # A promise to users, with room for a busy machine: importing torch alone would break it.
+    assert time.monotonic() - start < 15
+
+
+def test_nothing_changed_outside_results(reproduced):
+    assert git(reproduced, "status", "--porcelain", "--", ".", ":!results") == ""
+
+
+def test_dvc_repro_makes_the_same_scores(reproduced, origin, tmp_path):
+    folder = clone(origin, tmp_path / "clone")
+    params = folder / "params.yaml"
+    params.write_text(re.sub(r"^preset: .*$", "preset: debug", params.read_text(), flags=re.MULTILINE))
+    done = run(folder, "dvc", "repro")
+    assert done.returncode == 0, done.stdout[-5000:]
+    scores = "results/debug/metrics.json"
+    assert (folder / scores).read_bytes() == (reproduced / scores).read_bytes()
+    mine, theirs = (_values(path / "results/debug/data/eval.csv") for path in (folder, reproduced))
+    assert mine == theirs
+    again = run(folder, "dvc", "repro")
+    assert again.stdout.count("didn't change, skipping") == 7, again.stdout
+
+
+def _values(path) -> list[dict[str, str]]:
+    """All columns but the one that says that params.yaml was edited."""
+    with open(path, newline="") as stream:
+        return [{k: v for k, v in row.items() if k != "dirty"} for row in csv.DictReader(stream)]
+
+
+def test_two_runs_give_the_same_evaluation_file(reproduced, origin, tmp_path):
+    folder = clone(reproduced, tmp_path / "clone")
+    done = snakemake(folder, "results/debug/data/eval.csv")
+    assert done.returncode == 0, done.stdout[-5000:]
+    name = "results/debug/data/eval.csv"
+    assert (folder / name).read_bytes() == (reproduced / name).read_bytes()
