@@ -39,11 +39,16 @@ def written_aside(target: Path) -> Iterator[Path]:
 
 def write_text(target: Path, text: str) -> None:
     """Write UTF-8 text to ``target`` in one rename."""
+    write_bytes(target, text.encode())
+
+
+def write_bytes(target: Path, data: bytes) -> None:
+    """Write ``data`` to ``target`` in one rename."""
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     try:
         with _named(target):
-            aside.write_text(text, encoding="utf-8")
+            aside.write_bytes(data)
         aside.replace(target)
     finally:
         aside.unlink(missing_ok=True)

@@ -148,7 +148,7 @@ def _hint(item: dict[str, Any]) -> str:
     return ""
 
 
-def parse_settings(model: type[M], text: str) -> M:
+def parse_settings(model: type[M], text: str, option: str = "--settings") -> M:
     """Read the JSON slice of the configuration that a rule hands to its step.
 
     Raises:
@@ -157,7 +157,7 @@ def parse_settings(model: type[M], text: str) -> M:
     try:
         return model.model_validate(json.loads(text))
     except json.JSONDecodeError as error:
-        raise ConfigError(f"--settings is not JSON: {error}") from None
+        raise ConfigError(f"{option} is not JSON: {error}") from None
     except ValidationError as error:
         raise ConfigError(explain(error)) from None
 

@@ -8,19 +8,20 @@ import numpy as np
 import pytest
 import torch
 
+from matvlm import cli
 from matvlm.config import EmbeddedData
-from matvlm.data.collate import ConversationDataset, collate
 from matvlm.data.conversations import load_conversations, turns_of
-from matvlm.data.dataset import load_questions, load_split
+from matvlm.data.dataset import load_questions, load_split, rows_too_long
 from matvlm.data.errors import DataError
+from matvlm.data.images import open_image
 from matvlm.data.prepare import prepare
-from matvlm.data.processor import build_processor, count_image_tokens
+from matvlm.data.processor import build_processor
 from matvlm.data.render import render_conversation, render_prompt
 from matvlm.data.sort_of_clevr import CAPTION_QUESTION
 from matvlm.data.tokenizer import build_tokenizer
 
 LENGTH = 448
-TENSORS = ("input_ids", "attention_mask", "labels", "pixel_values", "image_rows")
+TENSORS = ("input_ids", "attention_mask", "labels", "pixel_values")
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +42,6 @@ def in_memory(split, processor):
     return load_split(split, processor, LENGTH)
 
 
-def from_disk(split, processor, max_length=LENGTH):
-    rows, _ = load_conversations(split / "conversations.json", split, check_images=False)
-    parts = (processor.tokenizer, processor.image_processor, count_image_tokens(processor))
-    return ConversationDataset(rows, split, *parts, max_length)
-
-
 def answers_of(ids, labels, tokenizer):
     """(text before, answer) of each run of labels in a row, in order; text before starts at `USER:`."""
     found, before, answer = [], [], []
@@ -62,18 +57,6 @@ def answers_of(ids, labels, tokenizer):
     return found
 
 
-def test_memory_and_disk_give_the_same_batch(in_memory, split, processor):
-    """To the rounding of the pixels' last bit: one divides before it subtracts."""
-    rows = [5, 0, 3, 3]
-    quick, plain = in_memory.batch(rows), from_disk(split, processor).batch(rows)
-    assert quick["ids"] == plain["ids"]
-    for name in TENSORS:
-        assert quick[name].dtype == plain[name].dtype
-        torch.testing.assert_close(quick[name], plain[name], rtol=0, atol=1e-6)
-    assert quick["tokens"] == int(plain["attention_mask"].sum())
-    assert quick["answers"] == int((plain["labels"] != -100).sum())
-
-
 def test_a_batch_is_each_row_padded(in_memory, split, processor):
     rows, _ = load_conversations(split / "conversations.json", split, check_images=False)
     batch = in_memory.batch(range(len(rows)))
@@ -85,16 +68,12 @@ def test_a_batch_is_each_row_padded(in_memory, split, processor):
         assert batch["labels"][place, :size].tolist() == labels
         assert (batch["input_ids"][place, size:] == processor.tokenizer.pad_token_id).all()
         assert (batch["labels"][place, size:] == -100).all()
-
-
-def test_padding_to_a_length(in_memory):
-    usual, padded = in_memory.batch([0, 1]), in_memory.batch([0, 1], pad_to=LENGTH)
-    width = usual["input_ids"].shape[1]
-    assert padded["input_ids"].shape == (2, LENGTH)
-    assert (padded["input_ids"][:, :width] == usual["input_ids"]).all()
-    assert padded["attention_mask"].sum() == usual["attention_mask"].sum()
-    with pytest.raises(ValueError, match="pad_to 3 is less"):
-        in_memory.batch([0], pad_to=3)
+        image = processor.image_processor(open_image(row["image"], split), return_tensors="pt")
+        # To the rounding of the pixels' last bit: one divides before it subtracts.
+        torch.testing.assert_close(batch["pixel_values"][place], image["pixel_values"][0], rtol=0, atol=1e-6)
+        assert (batch["ids"][place], batch["lengths"][place]) == (row["id"], size)
+    assert batch["tokens"] == int(batch["attention_mask"].sum())
+    assert batch["answers"] == int((batch["labels"] != -100).sum())
 
 
 def test_shuffled_turns_keep_answers_and_captions_in_place(in_memory, processor):
@@ -161,29 +140,13 @@ def test_rows_too_long_are_reported(split, processor):
         _, labels = render_conversation(turns_of(row), processor.tokenizer, 16, LENGTH)
         starts.append(next(i for i, label in enumerate(labels) if label != -100))
     room = sorted(set(starts))[1]
-    dataset = from_disk(split, processor, max_length=room)
+    rejected = rows_too_long(rows, processor.tokenizer, 16, room)
     long = [i for i, start in enumerate(starts) if start >= room]
-    assert [item["row"] for item in dataset.rejected] == long
-    assert len(dataset) + len(long) == len(rows)
-    assert all(f"within {room} tokens" in item["reason"] for item in dataset.rejected)
+    assert 0 < len(long) < len(rows)
+    assert [item["row"] for item in rejected] == long
+    assert all(f"within {room} tokens" in item["reason"] for item in rejected)
     with pytest.raises(DataError, match=rf"conversations.json: {len(long)} bad rows; {rows[long[0]]['id']}: conv"):
         load_split(split, processor, room)
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_rows_without_an_image(side):
-    items = [
-        {"id": "a", "input_ids": [5, 6, 7], "labels": [-100, 6, 7], "pixel_values": None},
-        {"id": "b", "input_ids": [8], "labels": [8], "pixel_values": torch.ones(3, 2, 2)},
-    ]
-    batch = collate(items, pad_token_id=1, padding_side=side)
-    left = side == "left"
-    assert batch["input_ids"].tolist() == [[5, 6, 7], [1, 1, 8] if left else [8, 1, 1]]
-    assert batch["labels"].tolist() == [[-100, 6, 7], [-100, -100, 8] if left else [8, -100, -100]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1] if left else [1, 0, 0]]
-    assert batch["image_rows"].tolist() == [1]
-    assert batch["pixel_values"].shape == (1, 3, 2, 2)
-    assert "pixel_values" not in collate(items[:1], pad_token_id=1)
 
 
 def test_questions_are_asked_one_by_one(split, processor):
@@ -211,13 +174,19 @@ def broken_split(split, tmp_path, change):
     return tmp_path
 
 
-def test_a_split_with_a_bad_row_is_refused(split, processor, tmp_path):
+def test_a_split_with_a_bad_row_is_refused(split, processor, tmp_path, monkeypatch):
     """What we prepared has no bad rows, so one means damage, and none is left out in silence."""
     folder = broken_split(split, tmp_path, lambda rows: rows[2]["conversations"].pop())
     with pytest.raises(
         DataError, match=r"conversations.json: 1 bad rows; \w+: conversations: ends with a question"
-    ):
+    ) as caught:
         load_split(folder, processor, LENGTH)
+    command = f"matvlm check {folder}/conversations.json --images {folder} --report bad_rows.json"
+    assert str(caught.value).endswith(command)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(command.split()[1:]) == 2
+    listed = json.loads((tmp_path / "bad_rows.json").read_text())["rows"]
+    assert [row["row"] for row in listed if row["field"] == "conversations"] == [2]
 
 
 def test_a_split_without_an_image_is_refused(split, processor, tmp_path):
@@ -226,13 +195,6 @@ def test_a_split_without_an_image_is_refused(split, processor, tmp_path):
     with pytest.raises(DataError, match=r"image 'images/.*png': no such file") as caught:
         load_split(tmp_path, processor, LENGTH)
     assert "\n" not in str(caught.value)
-
-
-def test_a_later_image_is_named_with_its_row(split, processor, tmp_path):
-    dataset = from_disk(split, processor)
-    dataset.image_root = tmp_path
-    with pytest.raises(DataError, match=f"row {dataset.rows[1]['id']}: image 'images/"):
-        dataset[1]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"id": 1}', "\xff"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from conversation_text import render_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -12,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from matvlm.data.errors import DataError
 from matvlm.data.processor import build_processor, count_image_tokens, load_processor
-from matvlm.data.render import render_conversation, render_prompt, render_text
+from matvlm.data.render import render_conversation, render_prompt
 from matvlm.data.segments import SegmentTable
 from matvlm.data.sort_of_clevr import SHAPES, sentences
 from matvlm.data.tokenizer import build_tokenizer

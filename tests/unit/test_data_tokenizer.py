@@ -6,10 +6,11 @@ import re
 
 import easy_vqa
 import pytest
+from conversation_text import render_text
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from matvlm.data import sort_of_clevr as clevr
-from matvlm.data.render import SYSTEM, render_text
+from matvlm.data.render import SYSTEM
 from matvlm.data.tokenizer import EOS, PAD, UNKNOWN, build_tokenizer, main
 
 

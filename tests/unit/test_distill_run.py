@@ -15,6 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from matvlm.distill import run
+from matvlm.models.folder import hash_files
+from matvlm.provenance import model_hash
 from matvlm.training import checkpoint
 
 SETTINGS = {
@@ -29,6 +31,9 @@ SETTINGS = {
     "save_every": 1,
 }
 
+CACHE = {"mode": "full", "dtype": "float32"}
+"""Of the cache that the tests share."""
+
 
 def arguments(small, out, *, state=None, **changes) -> list[str]:
     options = {
@@ -39,6 +44,7 @@ def arguments(small, out, *, state=None, **changes) -> list[str]:
         "data": small / "data" / "distill",
         "val": small / "data" / "val",
         "cache": small / "cache",
+        "cache-settings": json.dumps(CACHE),
         "init": "attention",
         "layout": "even-50",
         "loss": "prob+layer+ce",
@@ -178,10 +184,45 @@ def test_a_cache_of_other_data(small, cache, tmp_path, capsys):
     fails(capsys, ["data_hash"], argv, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (CACHE | {"dtype": "bfloat16"}, ["dtype 'float32'", "'bfloat16'"]),
+        ({"mode": "topk", "top_k": 8}, ["mode 'full'", "'topk'"]),
+        ({"mode": "online"}, ["--cache", "cache.mode is online"]),
+        (None, ["--cache-settings", "required with --cache"]),
+        ("{", ["--cache-settings is not JSON"]),
+    ],
+)
+def test_a_cache_of_other_settings(small, cache, tmp_path, capsys, settings, words):
+    text = settings if settings is None or isinstance(settings, str) else json.dumps(settings)
+    fails(capsys, words, arguments(small, tmp_path / "out", cache_settings=text), tmp_path / "out")
+
+
+def config_hash(folder) -> str:
+    return json.loads((folder / "provenance.json").read_text())["provenance"]["config_hash"]
+
+
+def test_neither_another_cache_nor_other_validation_data_resumes(small, cache, tmp_path, capsys):
+    """What the teacher's targets came from, and what the validation losses were measured on, are settings."""
+    state = tmp_path / "state"
+    runs = {
+        "cached": {},
+        "online": {"cache": None, "cache_settings": None},
+        "other val": {"val": small / "data" / "distill"},
+    }
+    for number, changes in enumerate(runs.values(), 1):
+        assert run.main(arguments(small, tmp_path / str(number), state=state, **changes)) == 0
+        assert "resumed" not in capsys.readouterr().err
+        assert len(list(state.iterdir())) == number
+    assert len({config_hash(tmp_path / str(number)) for number in (1, 2, 3)}) == 3
+
+
 def test_a_top_k_cache_and_a_divergence_it_cannot_serve(small, broken, tmp_path, capsys):
-    manifest = json.loads((broken / "manifest.json").read_text()) | {"mode": "topk"}
+    manifest = json.loads((broken / "manifest.json").read_text()) | {"mode": "topk", "top_k": 8}
     (broken / "manifest.json").write_text(json.dumps(manifest))
-    argv = arguments(small, tmp_path / "out", cache=broken, divergence="l2")
+    topk = json.dumps({"mode": "topk", "top_k": 8})
+    argv = arguments(small, tmp_path / "out", cache=broken, cache_settings=topk, divergence="l2")
     fails(capsys, ["l2", "top-k"], argv, tmp_path / "out")
 
 
@@ -193,6 +234,19 @@ def test_release_reduction_with_a_cache(small, cache, tmp_path, capsys):
 def test_a_student_of_another_initialisation(small, cache, tmp_path, capsys):
     argv = arguments(small, tmp_path / "out", init="random")
     fails(capsys, ["made with init 'attention'", "'random'"], argv, tmp_path / "out")
+
+
+def test_a_student_of_another_teacher(small, tmp_path, capsys):
+    """The other teacher differs in one number of its configuration, with the same weights."""
+    other = shutil.copytree(small / "teacher", tmp_path / "teacher")
+    config = json.loads((other / "config.json").read_text())
+    config["text_config"]["layer_norm_eps"] *= 2
+    (other / "config.json").write_text(json.dumps(config))
+    record = json.loads((other / "provenance.json").read_text())
+    (other / "provenance.json").write_text(json.dumps(record | {"files": hash_files(other)}))
+    argv = arguments(small, tmp_path / "out", teacher=other, cache=None)
+    words = [model_hash(small / "teacher"), model_hash(other), "was made of the teacher"]
+    fails(capsys, words, argv, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -207,17 +261,27 @@ def test_an_unknown_loss_or_divergence(small, cache, tmp_path, capsys, key, valu
 
 
 @pytest.mark.parametrize("damage", ["truncate", "alter", "remove"])
-def test_a_model_that_is_not_whole(small, cache, tmp_path, capsys, damage):
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "processor_config.json"])
+def test_a_model_that_is_not_whole(small, cache, tmp_path, capsys, damage, name):
     folder = shutil.copytree(small / "init" / "attention-even-50", tmp_path / "init")
-    weights = folder / "model.safetensors"
+    weights = folder / name
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     if damage == "remove":
         weights.unlink()
     else:
-        weights.write_bytes(content if damage == "alter" else content[:1000])
+        weights.write_bytes(content if damage == "alter" else content[: len(content) // 2])
     argv = arguments(small, tmp_path / "out", init_dir=folder)
-    fails(capsys, ["model.safetensors"], argv, tmp_path / "out")
+    fails(capsys, [name], argv, tmp_path / "out")
+
+
+@pytest.mark.parametrize("files", [[], {}, "all", None, ["model.safetensors"], {"config.json": "0"}])
+def test_a_model_whose_files_are_not_listed(small, cache, tmp_path, capsys, files):
+    folder = shutil.copytree(small / "init" / "attention-even-50", tmp_path / "init")
+    record = json.loads((folder / "provenance.json").read_text()) | {"files": files}
+    (folder / "provenance.json").write_text(json.dumps(record))
+    argv = arguments(small, tmp_path / "out", init_dir=folder)
+    fails(capsys, ["provenance.json", "files"], argv, tmp_path / "out")
 
 
 def test_a_full_disk(small, cache, tmp_path):

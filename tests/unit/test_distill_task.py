@@ -14,6 +14,7 @@ from matvlm.distill.cache import CacheReader
 from matvlm.distill.forward import teacher_pass
 from matvlm.distill.targets import Cached, Online
 from matvlm.distill.task import DistillTask, Objective, select_trainable
+from matvlm.errors import UserError
 from matvlm.models.folder import load_model
 
 CPU = torch.device("cpu")
@@ -175,6 +176,61 @@ def test_release_reduction_sums_over_padding_too(small, data):
     positions = batch["input_ids"].shape[1]
     assert total > per_token * batch["tokens"] / 3  # padding adds to the sum over real positions
     assert total < per_token * positions * 10
+
+
+@pytest.mark.parametrize("kind", ["l2", "kl"])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_release_reduction_of_the_layer_loss(small, data, kind, parts):
+    """Padding included; the last layer, which is replaced here, after the final LayerNorm on both sides."""
+    options = {"loss": "layer", "init": "attention-end-50", "reduction": "release", "layer_divergence": kind}
+    task = make_task(small, data, **options)
+    text, teacher = task.model.model.language_model, load_model(small / "teacher")
+    expected = 0.0
+    for rows in np.array_split(np.arange(4), parts):
+        states = teacher_pass(teacher, data.batch(rows)).states
+        for index in (2, 3):
+            with torch.no_grad():
+                ours, theirs = text.layers[index](states[index]), states[index + 1]
+                if index == 3:
+                    norm = teacher.model.language_model.final_layernorm
+                    ours, theirs = norm(ours), norm(theirs)
+            if kind == "l2":
+                expected += float((ours - theirs).square().sum().sqrt()) / parts
+            else:
+                p = theirs.softmax(-1)
+                each = p * (p.log() - ours.softmax(-1).log())
+                expected += float(each.sum()) / len(rows) / parts
+    total, _, gradient = losses_of(task, range(4), parts)
+    assert total == pytest.approx(expected, rel=1e-4)
+    assert all(torch.isfinite(g).all() for g in gradient.values())
+
+
+def test_release_reduction_of_the_answers_is_a_mean_of_each_micro_batchs_mean(small, data):
+    """The micro-batches differ in their numbers of answers, so that this is not the mean over all of them."""
+    task = make_task(small, data, loss="ce", reduction="release")
+    rows = np.argsort([data.batch([row])["answers"] for row in range(len(data))])[[0, 1, -2, -1]]
+    means = []
+    for part in (rows[:2], rows[2:]):
+        batch = data.batch(part)
+        with torch.no_grad():
+            inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "pixel_values")}
+            log_p = task.model(**inputs).logits[:, :-1].log_softmax(-1)
+        labels = batch["labels"][:, 1:]
+        chosen = log_p.gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+        means.append(float(-chosen[labels != -100].mean()))
+    assert losses_of(task, rows, 2)[0] == pytest.approx(sum(means) / 2, rel=1e-4)
+    per_token = losses_of(make_task(small, data, loss="ce"), rows, 2)[0]
+    assert per_token != pytest.approx(sum(means) / 2, rel=1e-4)
+
+
+def test_a_cache_whose_rows_are_of_another_length(small, data, cache):
+    """As where the data was varied otherwise when it was cached: never other positions' targets in silence."""
+    reader = CacheReader(cache, {})
+    reader.lengths[1] -= 1
+    task = make_task(small, data, Cached(reader, CPU))
+    task.batch(np.array([0]), 0)
+    with pytest.raises(UserError, match=rf"{cache}: holds \d+ positions of conversation 1, which has \d+"):
+        task.batch(np.array([0, 1]), 0)
 
 
 def test_validation_measures_answers_alone(small, data):

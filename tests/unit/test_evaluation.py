@@ -253,7 +253,7 @@ MAYBE = {"id": "a", "image": "a.png", "question": "?", "answer": "maybe", "task"
     ("damage", "settings", "message"),
     [
         (drop_weights, {}, "model.safetensors: missing"),
-        (forget_weights, {}, "student: "),
+        (forget_weights, {}, "student/provenance.json: files: must map the names"),
         (alter_weights, {}, "model.safetensors: cut short or altered"),
         (forget_cell, {}, "provenance.json: 'cell' is missing"),
         (drop_questions, {}, "questions.jsonl: missing"),

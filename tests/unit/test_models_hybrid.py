@@ -11,13 +11,29 @@ from matvlm.layouts import LayoutError
 from matvlm.models.folder import load_model, save_model
 from matvlm.models.hybrid_phi import HybridPhiConfig
 from matvlm.models.initialise import build_student
+from matvlm.teacher.build import build_teacher
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 4, "vocab_size": 32}
 
 
-@pytest.fixture(scope="module", params=["end-50", "even-25", "0,1,2"])
-def student(small, request):
-    return build_student(load_model(small / "teacher"), request.param, "random", 1)
+@pytest.fixture(scope="module", params=["multi-head", "grouped-query"])
+def teacher(small, debug, request):
+    """The shared teacher, or one like it whose heads share keys and values in pairs."""
+    shared = load_model(small / "teacher")
+    if request.param == "multi-head":
+        assert shared.config.text_config.num_key_value_heads == debug.teacher.text.heads
+        return shared
+    text = debug.teacher.text.model_copy(update={"kv_heads": debug.teacher.text.heads // 2})
+    settings, found = debug.teacher.model_copy(update={"text": text}), shared.config
+    ids = {"image": found.image_token_id, "eos": found.text_config.eos_token_id, "pad": found.pad_token_id}
+    built = build_teacher(settings, vocab_size=found.text_config.vocab_size, token_ids=ids, seed=0).eval()
+    built.lm_head.weight.data *= 50
+    return built
+
+
+@pytest.fixture(scope="module", params=["end-50", "even-25", "0,1,2", "even-100"])
+def student(teacher, request):
+    return build_student(teacher, request.param, "attention", 1)
 
 
 def prompt(model, length=9, batch=2, images=True):
@@ -51,6 +67,49 @@ def test_loaded_model_generates_the_same_with_and_without_cache(student, small, 
     assert torch.equal(cached, loaded.generate(**inputs, **options, use_cache=False))
     assert torch.equal(cached, student.generate(**inputs, **options, use_cache=True))
     assert cached.shape[1] == inputs["input_ids"].shape[1] + 12
+
+
+def test_the_cache_counts_tokens(student):
+    """Also where no layer is attention: `generate` asks it to go on from a cache."""
+    inputs = prompt(student)
+    length = inputs["input_ids"].shape[1]
+    options = {"do_sample": False, "return_dict_in_generate": True}
+    first = student.generate(**inputs, max_new_tokens=3, min_new_tokens=3, **options)
+    assert first.past_key_values.get_seq_length() == length + 2  # the last token has not been read yet
+    pixels, again = inputs["pixel_values"], {"max_new_tokens": 4, "min_new_tokens": 4}
+    mask = torch.ones_like(first.sequences)
+    resumed = student.generate(
+        first.sequences, attention_mask=mask, past_key_values=first.past_key_values, **again, **options
+    )
+    whole = student.generate(first.sequences, attention_mask=mask, pixel_values=pixels, **again, **options)
+    assert torch.equal(resumed.sequences, whole.sequences)
+
+
+def test_steps_through_a_cache_give_the_logits_of_one_pass(student):
+    inputs = prompt(student)
+    ids, start = inputs["input_ids"], student.config.image_seq_length + 3
+    with torch.no_grad():
+        whole = student(**inputs).logits
+        out = student(input_ids=ids[:, :start], pixel_values=inputs["pixel_values"], use_cache=True)
+        parts, cache = [out.logits], out.past_key_values
+        for part in (ids[:, start : start + 4], ids[:, start + 4 : start + 5], ids[:, start + 5 :]):
+            parts.append(student(input_ids=part, past_key_values=cache, use_cache=True).logits)
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_batch_padded_on_the_left_generates_what_each_prompt_does(student, use_cache):
+    short, long = prompt(student, 5, 1), prompt(student, 9, 1)
+    padding = torch.full((1, 4), student.config.pad_token_id)
+    ids = torch.cat([torch.cat([padding, short["input_ids"]], 1), long["input_ids"]])
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    pixels = torch.cat([short["pixel_values"], long["pixel_values"]])
+    options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "use_cache": use_cache}
+    together = student.generate(input_ids=ids, attention_mask=mask, pixel_values=pixels, **options)
+    for row, one in enumerate((short, long)):
+        alone = student.generate(**one, attention_mask=torch.ones_like(one["input_ids"]), **options)
+        assert torch.equal(together[row, ids.shape[1] :], alone[0, one["input_ids"].shape[1] :])
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -105,9 +164,8 @@ def test_gradient_reaches_every_trained_weight(student):
 
 
 @pytest.mark.parametrize("init", ["attention", "random", "release-random"])
-def test_initialisations_differ_in_what_they_copy(small, init):
+def test_initialisations_differ_in_what_they_copy(teacher, init):
     """`release-random` alone leaves norm and MLP of the replaced layers random."""
-    teacher = load_model(small / "teacher")
     student = build_student(teacher, "even-50", init, 3)
     layer, given = student.model.language_model.layers[2], teacher.model.language_model.layers[2]
     assert torch.equal(layer.mlp.fc1.weight, given.mlp.fc1.weight) == (init != "release-random")

@@ -13,17 +13,16 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
-from transformers import BaseImageProcessor, LlavaProcessor
+from transformers import BaseImageProcessor, LlavaProcessor, PreTrainedTokenizerBase
 
-from matvlm.data.collate import ConversationDataset
-from matvlm.data.conversations import IMAGE, Rejected, Row, load_conversations
+from matvlm.data.conversations import IMAGE, Rejected, Row, load_conversations, turns_of
 from matvlm.data.easy_vqa import ID_PREFIX
 from matvlm.data.errors import DataError
 from matvlm.data.images import open_image
 from matvlm.data.processor import count_image_tokens
-from matvlm.data.render import IGNORE
+from matvlm.data.render import IGNORE, SYSTEM, render_conversation
 from matvlm.data.segments import SegmentTable
+from matvlm.progress import progress
 
 DROP_CAPTION = 0.5
 """Share of conversations that models in training see without their caption turn. The benchmarks' questions
@@ -74,7 +73,6 @@ class InMemoryDataset:
         shuffle_turns: bool = False,
         drop_caption: float = 0.0,
         flip: float = 0.0,
-        pad_to: int | None = None,
     ) -> dict[str, Any]:
         """Rows as one batch, padded on the right.
 
@@ -83,12 +81,12 @@ class InMemoryDataset:
             shuffle_turns: put the questions of each row in a random order; a caption stays first.
             drop_caption: share of rows whose caption turn is left out.
             flip: share of the `flippable` rows whose image is mirrored left to right.
-            pad_to: T, for shapes that do not change; by default the longest row's length.
 
         Returns:
-            `input_ids`, `attention_mask`, `labels` (B, T) int64, `pixel_values` (B, 3, S, S) float32,
-            `image_rows` (B,) and `ids`: the keys of `collate`; and, counted before anything goes to the
-            device, `tokens`, the number of real positions, and `answers`, that of labelled ones.
+            `input_ids`, `attention_mask`, `labels` (B, T) int64, labels -100 where nothing is learnt,
+            `pixel_values` (B, 3, S, S) float32 and `ids`; and, counted before anything goes to the device,
+            `lengths` (B,), an array of each row's number of real positions, `tokens`, their sum, and
+            `answers`, the number of labelled ones.
         """
         rows = np.asarray(indices)
         text = self.table.assemble(
@@ -98,7 +96,6 @@ class InMemoryDataset:
             rng=rng,
             shuffle_turns=shuffle_turns,
             drop_caption=drop_caption,
-            pad_to=pad_to,
         )
         mask = np.arange(text.input_ids.shape[1]) < text.lengths[:, None]
         arrays = {"input_ids": text.input_ids, "attention_mask": mask.astype(np.int64), "labels": text.labels}
@@ -106,8 +103,7 @@ class InMemoryDataset:
             name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in arrays.items()
         }
         batch["pixel_values"] = self._pixels(rows, device, rng, flip)
-        batch["image_rows"] = torch.arange(len(rows), device=device)
-        batch["ids"] = [self.ids[i] for i in rows]
+        batch["ids"], batch["lengths"] = [self.ids[i] for i in rows], text.lengths
         batch["tokens"], batch["answers"] = int(text.lengths.sum()), int((text.labels != IGNORE).sum())
         return batch
 
@@ -123,25 +119,6 @@ class InMemoryDataset:
             which = torch.from_numpy(np.flatnonzero(mirrored)).to(device)
             pixels[which] = pixels[which].flip(-1)
         return pixels.float().div_(255).sub_(self._mean.to(device)).div_(self._std.to(device))
-
-
-def preload(dataset: ConversationDataset, workers: int = 1) -> InMemoryDataset:
-    """Read everything that ``dataset`` would read; ``workers``: threads that decode images.
-
-    Raises:
-        DataError: an image or row cannot be used, or the image processor does more than a plain resize.
-    """
-    tokenizer, processor = dataset.tokenizer, dataset.image_processor
-    pad = tokenizer.pad_token_id
-    return InMemoryDataset(
-        SegmentTable(dataset.rows, tokenizer, dataset.n_image_tokens),
-        _read_images([row.get("image", "") for row in dataset.rows], dataset.image_root, processor, workers),
-        [row["id"] for row in dataset.rows],
-        max_length=dataset.max_length,
-        pad_token_id=tokenizer.eos_token_id if pad is None else pad,
-        mean=processor.image_mean,
-        std=processor.image_std,
-    )
 
 
 def load_split(data: Path, processor: LlavaProcessor, max_length: int, workers: int = 4) -> InMemoryDataset:
@@ -182,24 +159,48 @@ def load_questions(
 def _sound_rows(path: Path, root: Path) -> list[Row]:
     rows, rejected = load_conversations(path, root, check_images=False)
     if rejected:
-        raise DataError(_bad_rows(path, rejected))
+        listing = f"matvlm check {path} --images {root} --report bad_rows.json"
+        raise DataError(f"{_bad_rows(path, rejected)}; to list them all: {listing}")
     return rows
 
 
 def _in_memory(
     rows: list[Row], root: Path, path: Path, processor: LlavaProcessor, max_length: int, workers: int
 ) -> InMemoryDataset:
-    dataset = ConversationDataset(
-        rows,
-        root,
-        processor.tokenizer,
-        processor.image_processor,
-        count_image_tokens(processor),
-        max_length,
+    tokenizer, images, count = processor.tokenizer, processor.image_processor, count_image_tokens(processor)
+    if rejected := rows_too_long(rows, tokenizer, count, max_length):
+        if len(rejected) == len(rows):
+            raise DataError(f"{path}: of {len(rows)} conversations none has an answer within {max_length} tokens")
+        raise DataError(_bad_rows(path, rejected))
+    pad = tokenizer.pad_token_id
+    return InMemoryDataset(
+        SegmentTable(rows, tokenizer, count),
+        _read_images([row.get("image", "") for row in rows], root, images, workers),
+        [row["id"] for row in rows],
+        max_length=max_length,
+        pad_token_id=tokenizer.eos_token_id if pad is None else pad,
+        mean=images.image_mean,
+        std=images.image_std,
     )
-    if dataset.rejected:
-        raise DataError(_bad_rows(path, dataset.rejected))
-    return preload(dataset, workers)
+
+
+def rows_too_long(
+    rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, n_image_tokens: int, max_length: int
+) -> list[Rejected]:
+    """Sound rows of which no answer begins within ``max_length`` tokens; an image takes ``n_image_tokens``."""
+    found: list[Rejected] = []
+    for index, row in enumerate(rows):
+        question, answer = turns_of(row)[0]
+        # No tokenizer makes more tokens than bytes: nearly all rows need not be tokenised to know.
+        bound = len((SYSTEM + question).encode()) + len(" USER:  ASSISTANT:") + n_image_tokens
+        if bound < max_length:
+            continue
+        try:
+            render_conversation([(question, answer)], tokenizer, n_image_tokens, max_length)
+        except DataError as error:
+            reason = str(error).removeprefix("conversations: ")
+            found.append({"row": index, "id": row["id"], "field": "conversations", "reason": reason})
+    return found
 
 
 def _bad_rows(path: Path, rejected: list[Rejected]) -> str:
@@ -221,6 +222,6 @@ def _read_images(paths: list[str], root: Path, processor: BaseImageProcessor, wo
 
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         done = pool.map(read, range(len(paths)))
-        for _ in tqdm(done, total=len(paths), desc=f"images of {root.name}", disable=None):
+        for _ in progress(done, f"images of {root.name}", total=len(paths)):
             pass
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from matvlm.config import TASKS, EmbeddedData, parse_settings
 from matvlm.data import easy_vqa
 from matvlm.data import sort_of_clevr as clevr
 from matvlm.errors import one_line
 from matvlm.files import written_aside
+from matvlm.progress import progress
 
 SPLITS = ("train", "distill", "val", "test")
 """The position of a split in this list goes into the seeds of its scenes: do not reorder."""
@@ -62,12 +62,13 @@ def _easy_vqa(settings: EmbeddedData, split: str, out: Path) -> Iterator[Item]:
     pictures = easy_vqa.pick(split, settings.seed, {name: s.easy_vqa for name, s in settings.splits.items()})
     folder = out / "images" / "easy_vqa"
     folder.mkdir(parents=True)
-    for picture in tqdm(pictures, desc=f"easy-VQA {split}", disable=None):
-        data = picture.path.read_bytes()
-        (folder / f"{picture.name}.png").write_bytes(data)
-        tasks = [f"easy_vqa_{'yesno' if answer in ('yes', 'no') else 'open'}" for _, answer in picture.turns]
-        row = _row(picture.name, f"images/easy_vqa/{picture.name}.png", picture.turns)
-        yield row, list(tasks), hashlib.sha256(data).hexdigest()
+    with progress(pictures, f"easy-VQA {split}") as bar:
+        for picture in bar:
+            data = picture.path.read_bytes()
+            (folder / f"{picture.name}.png").write_bytes(data)
+            tasks = [f"easy_vqa_{'yesno' if answer in ('yes', 'no') else 'open'}" for _, answer in picture.turns]
+            row = _row(picture.name, f"images/easy_vqa/{picture.name}.png", picture.turns)
+            yield row, list(tasks), hashlib.sha256(data).hexdigest()
 
 
 def _sort_of_clevr(settings: EmbeddedData, split: str, out: Path, workers: int) -> Iterator[Item]:
@@ -75,7 +76,7 @@ def _sort_of_clevr(settings: EmbeddedData, split: str, out: Path, workers: int) 
     (out / "images" / "sort_of_clevr").mkdir(parents=True)
     chunks = [range(start, min(start + _CHUNK, count)) for start in range(0, count, _CHUNK)]
     draw = partial(_draw_scenes, settings.seed, split, out)
-    with tqdm(total=count, desc=f"Sort-of-CLEVR {split}", disable=None) as bar:
+    with progress(title=f"Sort-of-CLEVR {split}", total=count) as bar:
         if workers <= 1 or len(chunks) < 2:
             results = map(draw, chunks)
             for items in results:

@@ -81,14 +81,6 @@ def render_prompt(question: str, n_image_tokens: int = 1) -> str:
     return f"{SYSTEM} {USER} {IMAGE * n_image_tokens}\n{text} {ASSISTANT}"
 
 
-def render_text(turns: list[tuple[str, str]], eos: str, n_image_tokens: int = 1) -> str:
-    """A whole conversation as text; ``eos`` is the tokenizer's end-of-text token."""
-    return "".join(
-        (IMAGE * n_image_tokens if piece.text == IMAGE else piece.text) + (eos if piece.eos else "")
-        for piece in pieces(turns)
-    )
-
-
 def encode(many: list[Piece], tokenizer: PreTrainedTokenizerBase, n_image_tokens: int) -> list[list[int]]:
     """Token ids of each piece, with the image's places filled and the end-of-text token where it belongs.
 

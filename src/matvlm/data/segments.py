@@ -78,10 +78,8 @@ class SegmentTable:
         rng: np.random.Generator | None = None,
         shuffle_turns: bool = False,
         drop_caption: float = 0.0,
-        pad_to: int | None = None,
     ) -> Assembled:
-        """Rows (B,) padded on the right to the longest, or to ``pad_to``; for the options see
-        `InMemoryDataset.batch`."""
+        """Rows (B,) padded on the right to the longest; for the options see `InMemoryDataset.batch`."""
         turn, row = self._pick_turns(rows, rng, shuffle_turns, drop_caption)
         first = np.diff(row, prepend=-1) > 0
         segments = np.stack(
@@ -105,10 +103,7 @@ class SegmentTable:
             begins = np.cumsum(lengths) - lengths
             keep = np.arange(total) - np.repeat(begins, lengths) < max_length
             tokens, labels, lengths = tokens[keep], labels[keep], np.minimum(lengths, max_length)
-        width = int(lengths.max(initial=0)) if pad_to is None else pad_to
-        if width < lengths.max(initial=0):
-            raise ValueError(f"pad_to {pad_to} is less than the {lengths.max()} tokens of a row")
-        inside = np.arange(width) < lengths[:, None]  # (B, T)
+        inside = np.arange(lengths.max(initial=0)) < lengths[:, None]  # (B, T)
         input_ids = np.full(inside.shape, pad_token_id, dtype=np.int64)
         padded = np.full(inside.shape, IGNORE, dtype=np.int64)
         input_ids[inside], padded[inside] = tokens, labels

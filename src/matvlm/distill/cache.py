@@ -18,7 +18,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from matvlm import config, provenance
 from matvlm.data.dataset import InMemoryDataset, load_split
@@ -28,6 +27,7 @@ from matvlm.distill.losses import TopK
 from matvlm.errors import UserError, one_line
 from matvlm.files import write_json, written_aside
 from matvlm.models.folder import load_model
+from matvlm.progress import progress
 from matvlm.training.device import pick_device
 
 MANIFEST = "manifest.json"
@@ -37,21 +37,27 @@ FORMAT = 1
 def build(
     settings: config.Cache, teacher: Path, data: Path, max_length: int, out: Path, device: torch.device
 ) -> None:
-    """Run the teacher over a split and write its cache in one rename."""
+    """Run the teacher over a split and write its cache in one rename. With mode `online` that is a manifest
+    without rows, so that there is something to version and to depend on."""
+    manifest = fingerprint(settings, teacher, data, max_length) | {"shards": [], "rows": []}
+    if settings.mode == "online":
+        with written_aside(out) as aside:
+            write_json(aside / MANIFEST, manifest)
+        return
     model = load_model(teacher).to(device)
     dataset = load_split(data, load_processor(teacher), max_length).vary()
-    manifest = fingerprint(settings, teacher, data, max_length) | {"shards": [], "rows": []}
     with written_aside(out) as aside:
         starts = range(0, len(dataset), settings.shard_size)
-        for number, start in enumerate(tqdm(starts, desc="cache_teacher", mininterval=1)):
-            rows = np.arange(start, min(start + settings.shard_size, len(dataset)))
-            name = f"shard-{number:05d}.safetensors"
-            tensors, lengths = _shard(model, dataset, rows, settings, device)
-            save_file(tensors, aside / name)
-            manifest["shards"].append(
-                {"file": name, "rows": len(rows), "sha256": provenance.file_hash(aside / name)}
-            )
-            manifest["rows"] += lengths
+        with progress(starts, "cache_teacher") as bar:
+            for number, start in enumerate(bar):
+                rows = np.arange(start, min(start + settings.shard_size, len(dataset)))
+                name = f"shard-{number:05d}.safetensors"
+                tensors, lengths = _shard(model, dataset, rows, settings, device)
+                save_file(tensors, aside / name)
+                manifest["shards"].append(
+                    {"file": name, "rows": len(rows), "sha256": provenance.file_hash(aside / name)}
+                )
+                manifest["rows"] += lengths
         write_json(aside / MANIFEST, manifest)
 
 
@@ -217,8 +223,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(argv)
     settings = config.parse_settings(config.Cache, args.settings)
-    if settings.mode == "online":
-        raise UserError("cache.mode is online: there is nothing to cache")
     build(settings, args.teacher, args.data, args.max_length, args.out, pick_device(args.device))
 
 

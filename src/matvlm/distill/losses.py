@@ -2,7 +2,8 @@
 
 By default each is a mean over tokens (``reduction: token``), so that weights carry over to other lengths,
 batch sizes and widths. ``reduction: release`` follows the arithmetic of the paper's release instead: sums
-and norms over the whole micro-batch, padding included. Shapes: batch b, length l, vocabulary v, width d.
+and norms over the whole micro-batch, padding included, and a mean over each micro-batch's own answers.
+Shapes: batch b, length l, vocabulary v, width d.
 """
 
 from __future__ import annotations
@@ -116,6 +117,15 @@ def release_prob(student: Tensor, teacher: Tensor, divergence: str, temperature:
     else:
         total = _kl(log_t, log_s) if divergence == "kl" else _kl(log_s, log_t)
     return total.sum() / student.shape[0]
+
+
+def release_layer(student: Tensor, teacher: Tensor, divergence: str) -> Tensor:
+    """L_layer of one layer as the release computes it, over all positions of (b, l, d), padding included:
+    ``l2`` is one norm of the whole difference. ``kl`` is taken over the width, in the arithmetic of the
+    release's L_prob: summed over the positions and divided by b."""
+    if divergence == "l2":
+        return (student - teacher).float().norm()
+    return layer_divergence(student, teacher, "kl").sum() / student.shape[0]
 
 
 def answer_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -7,18 +7,24 @@ import sys
 from pathlib import Path
 from typing import get_args
 
+from matvlm.training import interrupt
+
+if __name__ == "__main__":
+    interrupt.listen()  # before what takes seconds to import
+
 import numpy as np
+from accelerate import PartialState
 
 from matvlm import config, provenance
 from matvlm.data.dataset import load_split
 from matvlm.data.processor import load_processor
-from matvlm.distill.cache import CacheReader
+from matvlm.distill.cache import CacheReader, fingerprint
 from matvlm.distill.targets import Cached, Online
 from matvlm.distill.task import DistillTask, Objective, select_trainable
 from matvlm.errors import UserError, one_line
 from matvlm.models.folder import check_folder, load_model, save_model
 from matvlm.training.device import pick_device
-from matvlm.training.loop import train
+from matvlm.training.loop import leave, train
 from matvlm.training.order import Order
 
 
@@ -32,10 +38,11 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(
             "distill.reduction: release needs cache.mode: online; its losses include padding, which no cache holds"
         )
+    depends = _cache_fingerprint(args)
     device = pick_device(args.device)
     cost = provenance.Cost(str(device))
 
-    _check_start(args.init_dir, cell)
+    _check_start(args.init_dir, cell, args.teacher)
     teacher = load_model(args.teacher).to(device)
     student = load_model(args.init_dir).to(device)
     trained = select_trainable(student)
@@ -48,14 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     online = Online(teacher)
     source = online
     if args.cache is not None:
-        reader = CacheReader(
-            args.cache,
-            {
-                "teacher_hash": provenance.model_hash(args.teacher),
-                "data_hash": provenance.data_hash(args.data),
-                "max_length": args.max_length,
-            },
-        )
+        reader = CacheReader(args.cache, depends)
         if reader.manifest["mode"] == "topk" and (args.divergence == "l2" or settings.temperature != 1.0):
             raise UserError(
                 f"{args.cache}: a top-k cache serves kl, reverse, jsd and ce at temperature 1, not "
@@ -65,7 +65,13 @@ def main(argv: list[str] | None = None) -> None:
     task = DistillTask(
         student, data, source, Objective.of(args.loss, args.divergence, settings), (validation, online)
     )
-    configuration = {"distill": settings.model_dump(mode="json"), "max_length": args.max_length} | cell
+    configuration = {
+        "distill": settings.model_dump(mode="json"),
+        "max_length": args.max_length,
+        "cache": depends or "online",
+        "val_hash": provenance.data_hash(args.val),
+        **cell,
+    }
     order = Order(np.arange(len(data)), settings.batch_size, args.seed)
     norms = task.gradient_norms(order(0)[: settings.micro_batch_size])
     print(f"gradient norms at the start: {', '.join(f'{k} {v:.3g}' for k, v in norms.items())}", file=sys.stderr)
@@ -78,23 +84,44 @@ def main(argv: list[str] | None = None) -> None:
         title=f"distill {args.init} {args.layout} {args.loss} {args.divergence} seed {args.seed}",
         tensorboard=args.tensorboard,
     )
-    record = {
-        "step": "distill",
-        "cell": cell,
-        "trained": trained,
-        "gradient_norms_at_start": norms,
-        "provenance": provenance.describe(configuration, data=args.data, teacher=args.teacher, device=str(device)),
-        "cost": cost.finish(),
-    }
-    save_model(student.eval(), args.out, record, like=args.teacher, extra={"log.csv": log})
+    if PartialState().is_main_process:
+        record = {
+            "step": "distill",
+            "cell": cell,
+            "trained": trained,
+            "gradient_norms_at_start": norms,
+            "provenance": provenance.describe(
+                configuration, data=args.data, teacher=args.teacher, device=str(device)
+            ),
+            "cost": cost.finish(PartialState().num_processes),
+        }
+        save_model(student.eval(), args.out, record, like=args.teacher, extra={"log.csv": log})
+    leave()
 
 
-def _check_start(folder: Path, cell: dict[str, object]) -> None:
-    """Refuse to name a student after another initialisation, layout or seed than it has."""
+def _cache_fingerprint(args: argparse.Namespace) -> dict | None:
+    """What the cache given must have been made of and with; none where the teacher runs online."""
+    if args.cache is None:
+        return None
+    if args.cache_settings is None:
+        raise UserError("--cache-settings: required with --cache; JSON of matvlm.config.Cache")
+    settings = config.parse_settings(config.Cache, args.cache_settings, option="--cache-settings")
+    if settings.mode == "online":
+        raise UserError("--cache: not allowed where cache.mode is online; leave it out, or set mode full or topk")
+    return fingerprint(settings, args.teacher, args.data, args.max_length)
+
+
+def _check_start(folder: Path, cell: dict[str, object], teacher: Path) -> None:
+    """Refuse to name a student after another initialisation, layout or seed than it has, and to distil into it
+    another teacher than it was made of."""
     record = check_folder(folder)
     for key in ("init", "layout", "seed"):
         if record.get(key) != cell[key]:
             raise UserError(f"{folder}: was made with {key} {record.get(key)!r}, but --{key} is {cell[key]!r}")
+    origin = record.get("provenance")
+    made_of = origin.get("teacher_hash") if isinstance(origin, dict) else None
+    if made_of != (given := provenance.model_hash(teacher)):
+        raise UserError(f"{folder}: was made of the teacher {made_of}, but --teacher {teacher} is {given}")
 
 
 def _inputs(args: argparse.Namespace) -> dict[str, str]:
@@ -119,6 +146,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
         parser.add_argument(name, type=Path, required=True)
     for name in ("--cache", "--tensorboard"):
         parser.add_argument(name, type=Path)
+    parser.add_argument("--cache-settings", help="JSON of matvlm.config.Cache; required with --cache")
     parser.add_argument("--layout", required=True)
     allowed = {"init": config.Init, "loss": config.LossSet}
     for name, values in allowed.items():

@@ -13,6 +13,7 @@ from transformers import LlavaForConditionalGeneration
 from matvlm.distill.cache import CacheReader
 from matvlm.distill.forward import teacher_pass
 from matvlm.distill.losses import TopK
+from matvlm.errors import UserError
 
 
 @dataclass
@@ -48,6 +49,13 @@ class Cached:
         self.reader, self.device = reader, device
 
     def __call__(self, rows: np.ndarray, batch: dict[str, Tensor], points: list[int]) -> Targets:
+        for row, length in zip(rows, batch["lengths"], strict=True):
+            if not 0 <= row < len(self.reader) or self.reader.lengths[row] != length:
+                held = self.reader.lengths[row] if 0 <= row < len(self.reader) else 0
+                raise UserError(
+                    f"{self.reader.folder}: holds {held} positions of conversation {row}, which has {length}; "
+                    "make the cache again"
+                )
         found = self.reader.read(rows, points, batch["input_ids"].shape[1], self.device)
         states = dict(zip(points, found["states"], strict=True)) if points else {}
         return Targets(found["teacher"], states, found["vision"])

@@ -98,8 +98,7 @@ class DistillTask:
             if "prob" in terms:
                 named["loss_prob"] = self._prob(logits, batch, counts)
             if "ce" in terms:
-                total = losses.answer_cross_entropy(logits, batch["labels"])
-                named["loss_ce"] = total / counts["answers"]
+                named["loss_ce"] = self._answers(logits, batch, counts)
         if "layer" in terms:
             named["loss_layer"] = self._layer(batch, counts)
         loss = sum(getattr(weights, name.removeprefix("loss_")) * value for name, value in named.items())
@@ -126,18 +125,30 @@ class DistillTask:
         each = losses.prob_divergence(logits, teacher, self.objective.divergence, settings.temperature)
         return (each * batch["attention_mask"]).sum() / counts["tokens"]
 
+    def _answers(self, logits: Tensor, batch: dict[str, Any], counts: dict[str, float]) -> Tensor:
+        total = losses.answer_cross_entropy(logits, batch["labels"])
+        if self.objective.settings.reduction == "release":
+            return total / max(self.counts(batch)["answers"], 1) / counts["micro_batches"]
+        return total / counts["answers"]
+
     def _layer(self, batch: dict[str, Any], counts: dict[str, float]) -> Tensor:
         """Each Mamba-2 layer is fed the teacher's state at its input, so that no error of the layers before
-        reaches it; norm and MLP need no gradient there, since neither they nor their input are trained."""
+        reaches it; norm and MLP need no gradient there, since neither they nor their input are trained.
+
+        The release compares the last layer after the final LayerNorm, which is frozen: the teacher's.
+        """
         settings, states, mask = self.objective.settings, batch["targets"].states, batch["attention_mask"]
+        text = self.model.model.language_model
         total = torch.zeros((), device=self.device)
         for index in self.layers:
-            layer = self.model.model.language_model.layers[index]
-            output = layer(states[index])
+            output, target = text.layers[index](states[index]), states[index + 1]
             if settings.reduction == "release":
-                total = total + (output - states[index + 1]).float().norm() / counts["micro_batches"]
+                if index == len(text.layers) - 1:
+                    output, target = text.final_layernorm(output), text.final_layernorm(target)
+                value = losses.release_layer(output, target, settings.layer_divergence)
+                total = total + value / counts["micro_batches"]
             else:
-                each = losses.layer_divergence(output, states[index + 1], settings.layer_divergence)
+                each = losses.layer_divergence(output, target, settings.layer_divergence)
                 total = total + (each * mask).sum() / counts["tokens"]
         return total
 

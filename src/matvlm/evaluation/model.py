@@ -8,11 +8,11 @@ import torch
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.utils import Collator
-from tqdm import tqdm
 
 from matvlm.data.processor import load_processor
 from matvlm.data.render import render_prompt
 from matvlm.models.folder import load_model
+from matvlm.progress import progress
 from matvlm.training.device import pick_device
 
 
@@ -59,7 +59,7 @@ class MatVLM(lmms):
         tokenizer = self.processor.tokenizer
         work = Collator([r.args for r in requests], lambda args: -len(tokenizer.tokenize(args[0])), grouping=True)
         answers: list[str] = []
-        with tqdm(total=len(requests), desc=self.title, unit="question", disable=None, delay=0) as bar:
+        with progress(title=self.title, total=len(requests), unit="question") as bar:
             for batch in work.get_batched(self.batch_size):
                 contexts, kwargs, to_visual, ids, tasks, splits = zip(*batch, strict=True)
                 docs = (self.task_dict[t][s][i] for t, s, i in zip(tasks, splits, ids, strict=True))

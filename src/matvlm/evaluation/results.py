@@ -40,8 +40,11 @@ def identify(folder: Path, provenance: dict[str, Any]) -> Row:
         UserError: a hybrid without its cell, or a cell that lacks something.
     """
     if "cell" not in provenance:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        kind = config.get("text_config", {}).get("model_type", "")
+        try:
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            kind = config.get("text_config", {}).get("model_type", "")
+        except (ValueError, AttributeError):
+            raise UserError(f"{folder / 'config.json'}: cut short, or not the configuration of a model") from None
         if kind.startswith("hybrid"):
             raise UserError(
                 f"{folder / 'provenance.json'}: 'cell' is missing; allowed: a teacher or a distilled student"

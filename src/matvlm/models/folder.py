@@ -31,7 +31,7 @@ def save_model(
     """Write a model folder in one rename.
 
     Args:
-        provenance: what `provenance.json` says, beside the hashes of the weight files.
+        provenance: what `provenance.json` says, beside the hashes of the folder's files.
         processor: written into the folder; or else taken over from the model folder ``like``.
         extra: further text files by name.
     """
@@ -46,15 +46,20 @@ def save_model(
                     shutil.copy(path, aside / path.name)
         for name, text in (extra or {}).items():
             (aside / name).write_text(text, encoding="utf-8")
-        hashes = {path.name: file_hash(path) for path in sorted(aside.glob("*.safetensors"))}
-        write_json(aside / PROVENANCE, {**provenance, "files": hashes})
+        write_json(aside / PROVENANCE, {**provenance, "files": hash_files(aside)})
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a model folder by name, without `provenance.json`, which holds them."""
+    files = (path for path in sorted(folder.iterdir()) if path.is_file() and path.name != PROVENANCE)
+    return {path.name: file_hash(path) for path in files}
 
 
 def check_folder(folder: Path) -> dict:
-    """Provenance of a model folder, after checking that its weights are whole.
+    """Provenance of a model folder, after checking that its files are whole.
 
     Raises:
-        UserError: no such folder, a file missing, or weights that differ from their recorded hash.
+        UserError: no such folder, a file missing, one that differs from its recorded hash, or weights without one.
     """
     for name in ("config.json", PROVENANCE):
         if not (folder / name).is_file():
@@ -62,8 +67,12 @@ def check_folder(folder: Path) -> dict:
     try:
         provenance = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
         files = provenance["files"]
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         raise UserError(f"{folder / PROVENANCE}: not a provenance file with an entry 'files'") from None
+    if not isinstance(files, dict) or not files:
+        raise UserError(f"{folder / PROVENANCE}: files: must map the names of the folder's files to their hashes")
+    if unlisted := sorted(path.name for path in folder.glob("*.safetensors") if path.name not in files):
+        raise UserError(f"{folder / PROVENANCE}: files: lacks {', '.join(unlisted)}, which the folder has")
     for name, digest in files.items():
         path = folder / name
         if Path(name).name != name or not path.is_file():

@@ -2,6 +2,10 @@
 
 ``config.layer_types`` says which: ``linear_attention`` is a Mamba-2 layer, ``full_attention`` a stock Phi
 layer. The names are those of transformers' own hybrids, so that its caches and masks fit.
+
+Where no layer is attention, nothing in the library's cache counts tokens, and `generate` asks it how many it
+holds. The first layer then is ``hybrid``: a Mamba-2 layer whose cache has a place for keys too, in which a mark
+of one byte stands for each token.
 """
 
 from __future__ import annotations
@@ -28,14 +32,20 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from matvlm.models.mixer import Mamba2Mixer
 
-MAMBA, ATTENTION = "linear_attention", "full_attention"
+MAMBA, ATTENTION, COUNTING = "linear_attention", "full_attention", "hybrid"
+MASKS = {
+    ATTENTION: create_causal_mask,
+    MAMBA: create_recurrent_attention_mask,
+    COUNTING: create_recurrent_attention_mask,
+}
 
 
 class HybridPhiConfig(PhiConfig):
     """Configuration of a Phi language model with Mamba-2 layers.
 
     Args:
-        layer_types: one of ``linear_attention`` (Mamba-2) and ``full_attention`` for each decoder layer.
+        layer_types: one of ``linear_attention`` (Mamba-2) and ``full_attention`` for each decoder layer. If none
+            is ``full_attention``, the first becomes ``hybrid``.
         mamba_conv_kernel: width of the mixers' causal convolution.
         mamba_chunk_size: steps in a chunk of the scan; changes speed, not results.
         mamba_bias: whether the mixers' projections have biases.
@@ -54,11 +64,13 @@ class HybridPhiConfig(PhiConfig):
         super().__post_init__(**kwargs)
         if self.layer_types is None:
             self.layer_types = [ATTENTION] * self.num_hidden_layers
+        if ATTENTION not in self.layer_types:
+            self.layer_types = [COUNTING, *self.layer_types[1:]]
 
     @property
     def mamba_layers(self) -> list[int]:
         """Indices of the Mamba-2 layers, ascending."""
-        return [index for index, kind in enumerate(self.layer_types) if kind == MAMBA]
+        return [index for index, kind in enumerate(self.layer_types) if kind != ATTENTION]
 
 
 class HybridPhiMambaLayer(GradientCheckpointingLayer):
@@ -149,10 +161,10 @@ class HybridPhiModel(HybridPhiPreTrainedModel, PhiModel):
                 "past_key_values": past_key_values,
                 "position_ids": position_ids,
             }
-            masks = {
-                ATTENTION: create_causal_mask(**arguments),
-                MAMBA: create_recurrent_attention_mask(**arguments),
-            }
+            masks = {kind: MASKS[kind](**arguments) for kind in set(self.config.layer_types)}
+        if past_key_values is not None and COUNTING in self.config.layer_types:
+            marks = torch.ones((*inputs_embeds.shape[:2], 1), dtype=torch.uint8, device=inputs_embeds.device)
+            past_key_values.update(marks[:, None], marks[:, None], 0)  # (b, 1, l, 1)
 
         hidden_states = self.embed_dropout(inputs_embeds)
         position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
