@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import time
 from importlib import metadata
@@ -47,9 +48,11 @@ def data_hash(folder: Path) -> str:
 
 
 def model_hash(folder: Path) -> str:
-    """Hash over the names and bytes of a model's safetensors files."""
+    """Hash over the names and bytes of what makes a model what it is: its safetensors files, `config.json` and
+    `tokenizer.json`."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    others = [path for name in ("config.json", "tokenizer.json") if (path := folder / name).is_file()]
+    for path in sorted([*folder.glob("*.safetensors"), *others]):
         digest.update(f"{path.name} {file_hash(path)}\n".encode())
     return digest.hexdigest()[:16]
 
@@ -102,12 +105,12 @@ def describe(
 
 
 def device_name(device: str) -> str:
-    """Name of the GPU, or the processor's architecture and core count for the CPU."""
+    """Name of the GPU, or the processor's architecture, model and number of cores."""
     if device.startswith("cuda"):
         import torch
 
         return torch.cuda.get_device_name(device)
-    return f"cpu {platform.machine()}"
+    return f"cpu {platform.machine()}{_processor()}, {os.cpu_count()} cores"
 
 
 class Cost:
@@ -117,19 +120,30 @@ class Cost:
         self.device = device
         self._start = time.perf_counter()
 
-    def finish(self) -> dict[str, float | int]:
+    def finish(self, processes: int = 1) -> dict[str, float | int]:
         """Costs so far, with the keys of `COST_COLUMNS`; memory is the device allocator's peak on a GPU, the
-        process's peak resident set on a CPU."""
+        process's peak resident set on a CPU. Of ``processes`` with a GPU each, all take this time, and memory
+        is this one's."""
         wall = time.perf_counter() - self._start
         if self.device.startswith("cuda"):
             import torch
 
             peak = torch.cuda.max_memory_allocated(self.device)
-            return {"wall_s": round(wall, 3), "gpu_s": round(wall, 3), "peak_memory_bytes": peak}
+            return {"wall_s": round(wall, 3), "gpu_s": round(wall * processes, 3), "peak_memory_bytes": peak}
         import resource
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return {"wall_s": round(wall, 3), "gpu_s": 0.0, "peak_memory_bytes": peak}
+
+
+def _processor() -> str:
+    """Its model's name, as Linux tells it; empty elsewhere."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, flags=re.MULTILINE)
+    return f" {found[1].strip()}" if found else ""
 
 
 def _git(root: Path, *args: str) -> str:

@@ -77,7 +77,7 @@ def test_a_hash_of_settings_is_of_their_content():
     assert len({one, *map(provenance.settings_hash, others)}) == 5
 
 
-def test_a_models_hash_is_of_names_and_bytes_of_its_weights(tmp_path):
+def test_a_models_hash_is_of_its_weights_configuration_and_tokenizer(tmp_path):
     def hash_of(**files):
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         folder.mkdir()
@@ -86,7 +86,9 @@ def test_a_models_hash_is_of_names_and_bytes_of_its_weights(tmp_path):
         return provenance.model_hash(folder)
 
     one = hash_of(a_safetensors=b"1", b_safetensors=b"2")
-    assert one == hash_of(b_safetensors=b"2", a_safetensors=b"1", config_json=b"{}")
+    assert one == hash_of(b_safetensors=b"2", a_safetensors=b"1", provenance_json=b"{}", log_csv=b"")
+    assert one != hash_of(a_safetensors=b"1", b_safetensors=b"2", config_json=b"{}")
+    assert one != hash_of(a_safetensors=b"1", b_safetensors=b"2", tokenizer_json=b"{}")
     assert one != hash_of(a_safetensors=b"2", b_safetensors=b"1")
     assert one != hash_of(a_safetensors=b"1")
     assert one != hash_of(a_safetensors=b"1", c_safetensors=b"2")

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
+import time
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from accelerate.state import AcceleratorState, PartialState
+from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from matvlm.config import Optimisation
 from matvlm.errors import UserError
+from matvlm.provenance import file_hash
 from matvlm.training import checkpoint
 from matvlm.training.loop import MAX_SKIPPED, parameter_groups, train
 from matvlm.training.order import Order
@@ -188,6 +193,95 @@ def test_a_checkpoint_that_is_not_whole_is_named_and_passed_over(tmp_path, monke
     assert "resumed at step 4 of 10" in error
     assert rows == expected
     assert same_weights(resumed, whole)
+
+
+def rewrite(folder, change):
+    """Change a checkpoint's state.json."""
+    path = folder / "state.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+
+def reshape(folder, name, tensors):
+    """Put other tensors into a checkpoint, and their hash."""
+    save_file(tensors, folder / name)
+    digest = file_hash(folder / name)
+    rewrite(folder, lambda state: {**state, "files": state["files"] | {name: digest}})
+
+
+DAMAGES = {
+    "a list": lambda folder: rewrite(folder, lambda state: [state]),
+    "no progress": lambda folder: rewrite(folder, lambda state: {"files": state["files"]}),
+    "no files": lambda folder: rewrite(folder, lambda state: {"progress": state["progress"]}),
+    "files a list": lambda folder: rewrite(folder, lambda state: state | {"files": ["weights.safetensors"]}),
+    "progress cut": lambda folder: rewrite(folder, lambda state: state | {"progress": {"step": 5}}),
+    "step a text": lambda folder: rewrite(
+        folder, lambda state: state | {"progress": state["progress"] | {"step": "5"}}
+    ),
+    "other names": lambda folder: reshape(folder, "weights.safetensors", {"a": torch.ones(1)}),
+    "other shapes": lambda folder: reshape(
+        folder,
+        "weights.safetensors",
+        {name: torch.ones(1) for name, _ in Regression().model.named_parameters()},
+    ),
+    "moments cut": lambda folder: reshape(folder, "optimizer.safetensors", {"0.weight/step": torch.ones(1)}),
+    "moments of other shapes": lambda folder: reshape(
+        folder,
+        "optimizer.safetensors",
+        {f"0.weight/{key}": torch.ones(1) for key in checkpoint.MOMENTS},
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_checkpoint_that_does_not_fit_is_named_and_passed_over(tmp_path, monkeypatch, capsys, damage):
+    expected, whole = run(tmp_path / "whole")
+    interrupted(tmp_path / "state", monkeypatch, 5)
+    DAMAGES[damage](tmp_path / "state" / "step-00000005")
+    rows, resumed = run(tmp_path / "state")
+    error = capsys.readouterr().err
+    assert f"warning: {tmp_path / 'state' / 'step-00000005'}: not whole" in error
+    assert "resumed at step 4 of 10" in error
+    assert rows == expected
+    assert same_weights(resumed, whole)
+
+
+def test_tensorboard_shows_every_step_of_a_resumed_run_once(tmp_path, monkeypatch):
+    """The run is resumed from before the steps that it had sent last."""
+    settings, order = Optimisation(**SETTINGS | {"save_every": 4}), Order(np.arange(ROWS), 4, 0)
+
+    def go(task):
+        options = {"seed": 0, "state": tmp_path / "state", "title": "r", "tensorboard": tmp_path / "events"}
+        return train(task, settings, order, **options)
+
+    task = Regression()
+    batch = task.batch
+
+    def dies(rows, step):
+        if step == 7:
+            raise KeyboardInterrupt
+        return batch(rows, step)
+
+    task.batch = dies
+    with pytest.raises(KeyboardInterrupt):
+        go(task)
+    time.sleep(1.1)  # event files are named, and read, by the second they were begun in
+    go(Regression())
+    found = EventAccumulator(str(tmp_path / "events"), size_guidance={"scalars": 0}).Reload()
+    assert [event.step for event in found.Scalars("loss")] == list(range(1, 11))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_model_on_the_cpu_is_trained_there_also_beside_a_gpu(tmp_path, monkeypatch, precision):
+    """`--device cpu` on a machine with a GPU, for which accelerate takes it by itself."""
+    expected, whole = run(tmp_path / "without", precision=precision)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    monkeypatch.setattr(PartialState, "default_device", property(lambda _: torch.device("cuda")))
+    try:
+        rows, task = run(tmp_path / "beside", precision=precision)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert rows == expected
+    assert same_weights(task, whole)
 
 
 def test_with_no_whole_checkpoint_it_starts_anew(tmp_path, monkeypatch, capsys):

@@ -6,6 +6,13 @@ import argparse
 import os
 from pathlib import Path
 
+from matvlm.training import interrupt
+
+if __name__ == "__main__":
+    interrupt.listen()  # before what takes seconds to import
+
+from accelerate import PartialState
+
 from matvlm import config, provenance
 from matvlm.data.dataset import load_questions, load_split
 from matvlm.data.processor import build_processor
@@ -15,7 +22,7 @@ from matvlm.models.folder import save_model
 from matvlm.teacher.build import build_teacher, load_given
 from matvlm.teacher.task import TeacherTask, mixed_order
 from matvlm.training.device import pick_device
-from matvlm.training.loop import train
+from matvlm.training.loop import leave, train
 
 
 @one_line
@@ -65,13 +72,15 @@ def main(argv: list[str] | None = None) -> None:
         title="train_teacher",
         tensorboard=args.tensorboard,
     )
-    record = {
-        "step": "train_teacher",
-        "started_from": started_from,
-        "provenance": provenance.describe(configuration, data=args.data, device=str(device)),
-        "cost": cost.finish(),
-    }
-    save_model(model.cpu().eval(), args.out, record, processor=processor, extra={"log.csv": log})
+    if PartialState().is_main_process:
+        record = {
+            "step": "train_teacher",
+            "started_from": started_from,
+            "provenance": provenance.describe(configuration, data=args.data, device=str(device)),
+            "cost": cost.finish(PartialState().num_processes),
+        }
+        save_model(model.cpu().eval(), args.out, record, processor=processor, extra={"log.csv": log})
+    leave()
 
 
 if __name__ == "__main__":

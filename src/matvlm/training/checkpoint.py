@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -58,30 +59,60 @@ def save(
 def load_newest(
     folder: Path, weights: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> Progress | None:
-    """Fill ``weights`` and ``optimizer`` from the newest whole checkpoint; none if there is none.
+    """Fill ``weights`` and ``optimizer`` from the newest checkpoint that is whole and fits them; none if there is
+    none.
 
-    A checkpoint that is cut short or altered is named on stderr and passed over.
+    One that is cut short, altered or of another model is named on stderr and passed over.
     """
     for candidate in sorted(folder.glob("step-*"), reverse=True):
         try:
-            state = json.loads((candidate / "state.json").read_text())
-            broken = [n for n, digest in state["files"].items() if file_hash(candidate / n) != digest]
-        except (OSError, ValueError, KeyError) as error:
-            broken = [str(error)]
-        if broken:
-            print(f"warning: {candidate}: not whole ({', '.join(broken)}); using the one before", file=sys.stderr)
+            progress, stored, moments = _read(candidate, weights)
+        except (OSError, ValueError, SafetensorError) as error:
+            print(f"warning: {candidate}: not whole ({error}); using the one before", file=sys.stderr)
             continue
-        _fill(candidate, weights, optimizer)
-        return Progress(**state["progress"])
+        _fill(stored, moments, weights, optimizer)
+        return progress
     return None
 
 
-def _fill(folder: Path, weights: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-    stored = load_file(folder / "weights.safetensors")
-    moments = load_file(folder / "optimizer.safetensors")
-    if stored.keys() != weights.keys():
-        difference = sorted(stored.keys() ^ weights.keys())
-        raise ValueError(f"{folder}: weights do not match the model: {', '.join(difference[:5])}")
+def _read(folder: Path, weights: dict[str, nn.Parameter]) -> tuple[Progress, dict[str, Tensor], dict[str, Tensor]]:
+    """Progress, weights and moments of a checkpoint.
+
+    Raises:
+        OSError, ValueError, SafetensorError: it is not whole, or does not fit ``weights``.
+    """
+    state = json.loads((folder / "state.json").read_text())
+    if not isinstance(state, dict) or not all(isinstance(state.get(key), dict) for key in ("files", "progress")):
+        raise ValueError("state.json lacks files or progress")
+    if broken := [name for name, digest in state["files"].items() if file_hash(folder / name) != digest]:
+        raise ValueError(", ".join(broken))
+    try:
+        progress = Progress(**state["progress"])
+    except TypeError:
+        raise ValueError("state.json: progress lacks something") from None
+    kinds = {"step": int, "tokens": int, "seconds": float | int, "scheduler": dict, "log": str}
+    if wrong := [name for name, kind in kinds.items() if not isinstance(getattr(progress, name), kind)]:
+        raise ValueError(f"state.json: progress.{wrong[0]} is not as written")
+    stored, moments = (load_file(folder / f"{name}.safetensors") for name in ("weights", "optimizer"))
+    if difference := sorted(stored.keys() ^ weights.keys()):
+        raise ValueError(f"weights do not match the model: {', '.join(difference[:5])}")
+    for name, weight in weights.items():
+        found = [stored[name]]
+        if f"{name}/step" in moments:
+            if missing := [key for key in MOMENTS if f"{name}/{key}" not in moments]:
+                raise ValueError(f"optimizer lacks {name}/{missing[0]}")
+            found += [moments[f"{name}/{key}"] for key in MOMENTS if key != "step"]
+        if any(tensor.shape != weight.shape for tensor in found):
+            raise ValueError(f"weights do not match the model: {name} has another shape")
+    return progress, stored, moments
+
+
+def _fill(
+    stored: dict[str, Tensor],
+    moments: dict[str, Tensor],
+    weights: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+) -> None:
     for name, weight in weights.items():
         with torch.no_grad():
             weight.copy_(stored[name])

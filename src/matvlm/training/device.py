@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from matvlm.errors import UserError
@@ -9,6 +11,8 @@ from matvlm.errors import UserError
 
 def pick_device(name: str) -> torch.device:
     """``auto`` is the first GPU where there is one, else the CPU; or a torch device by name.
+
+    Where several processes share a run, as LOCAL_RANK says, each has the GPU of its number on its node.
 
     Raises:
         UserError: a device that is unknown or not there.
@@ -21,4 +25,8 @@ def pick_device(name: str) -> torch.device:
         raise UserError(f"--device {name}: unknown; allowed: auto, cpu, cuda, cuda:0, …") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"--device {name}: no GPU is available here; use cpu or auto")
+    if device == torch.device("cuda") and "LOCAL_RANK" in os.environ:
+        # A launcher may show each process its own GPU alone, which then is number 0.
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        torch.cuda.set_device(device)
     return device

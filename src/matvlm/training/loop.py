@@ -4,6 +4,9 @@ accumulation, clipping, validation, logging and exact resume, on accelerate.
 All randomness of a step comes from (seed, step), so that a resumed run is the uninterrupted one bit for bit.
 Losses are sums over the whole batch divided by counts over the whole batch, so that neither the
 micro-batch size nor the number of devices changes them.
+
+Several processes share a run where the variables of torch.distributed say so (RANK, WORLD_SIZE, …): each takes
+its part of every batch, and the first one validates, logs and writes.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,14 +24,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import get_wsd_schedule
 
 from matvlm.config import Optimisation
-from matvlm.errors import UserError
-from matvlm.training import checkpoint
+from matvlm.errors import Interrupted, UserError
+from matvlm.training import checkpoint, interrupt
 
 LOG_COLUMNS = (
     "step",
@@ -64,6 +68,7 @@ class Task(Protocol):
         """Validation losses, by column of the log."""
 
 
+@interrupt.listening()
 def train(
     task: Task,
     settings: Optimisation,
@@ -87,8 +92,15 @@ def train(
     Raises:
         UserError: a loss that is not finite, or gradients that are not for more than `MAX_SKIPPED` steps on
             end, which are skipped until then; the last good checkpoint stays in ``state``.
+        Interrupted: told to stop by SIGUSR2 or SIGTERM; a checkpoint of the step then running is in ``state``.
     """
-    accelerator = Accelerator(mixed_precision="bf16" if settings.precision == "bfloat16" else "no")
+    on_cpu = all(weight.device.type == "cpu" for weight in task.model.parameters())
+    if "RANK" in os.environ:  # accelerate would set the number of threads by what the whole machine has
+        os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    accelerator = Accelerator(mixed_precision="bf16" if settings.precision == "bfloat16" else "no", cpu=on_cpu)
+    main, ranks = accelerator.is_main_process, accelerator.num_processes
+    if ranks > settings.batch_size:
+        raise UserError(f"batch_size {settings.batch_size} gives {ranks} processes nothing to do; use fewer")
     torch.set_float32_matmul_precision("high" if settings.precision == "tf32" else "highest")
     # Its backward gave gradients that were not a number for batches whose loss was fine (bf16, head size 32,
     # cuDNN of torch 2.11 on an H100); the flash kernel takes its place.
@@ -98,7 +110,7 @@ def train(
         parameter_groups(weights, settings.weight_decay),
         lr=settings.learning_rate,
         betas=settings.betas,
-        fused=accelerator.device.type == "cuda",
+        fused=not on_cpu,
     )
     scheduler = get_wsd_schedule(
         optimizer,
@@ -107,22 +119,25 @@ def train(
         num_training_steps=settings.steps,
         min_lr_ratio=settings.min_learning_rate_ratio,
     )
-    log = Log(tensorboard)
     done = checkpoint.load_newest(state, weights, optimizer)
+    log = Log(tensorboard if main else None, start=0 if done is None else done.step + 1)
     if done is None:
         done = checkpoint.Progress(step=0, tokens=0, seconds=0.0, scheduler={}, log="")
-        log.add(step=0, tokens=0, seconds=0.0, **task.validate())
+        log.add(step=0, tokens=0, seconds=0.0, **(task.validate() if main else {}))
     else:
         scheduler.load_state_dict(done.scheduler)
         for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
         log.restore(done.log)
-        print(f"{title}: resumed at step {done.step} of {settings.steps}", file=sys.stderr)
+        if main:
+            print(f"{title}: resumed at step {done.step} of {settings.steps}", file=sys.stderr)
+    if len(set(_each(accelerator, done.step))) > 1:
+        raise UserError(f"{state}: processes find different checkpoints here; it must be one folder for all nodes")
 
     tokens, start, skipped = done.tokens, time.perf_counter() - done.seconds, 0
 
     def load(step: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        rows = order(step)[accelerator.process_index :: accelerator.num_processes]
+        rows = order(step)[accelerator.process_index :: ranks]
         return rows, [task.batch(part, step) for part in _split(rows, settings.micro_batch_size)]
 
     bar = tqdm(
@@ -130,6 +145,7 @@ def train(
         desc=title,
         initial=done.step,
         total=settings.steps,
+        disable=not main,
         mininterval=0.5 if sys.stderr.isatty() else 5,
     )
     for step, (rows, batches) in zip(bar, _ahead(load, done.step, settings.steps), strict=True):
@@ -146,12 +162,13 @@ def train(
         norm = nn.utils.clip_grad_norm_(weights.values(), settings.max_grad_norm)
         finite = bool(torch.isfinite(norm))
         skipped = 0 if finite else skipped + 1
-        if skipped > MAX_SKIPPED or not torch.isfinite(means["loss"]):
+        # The norm is the same in all processes, the loss is each one's own part: they must end together.
+        if skipped > MAX_SKIPPED or any(_each(accelerator, not torch.isfinite(means["loss"]))):
             raise UserError(
                 f"{title}: loss {float(means['loss']):g} with gradient norm {float(norm):g} at step {step + 1}, "
                 f"rows {', '.join(map(str, rows[:8]))}…; the last good checkpoint is in {state}"
             )
-        if not finite:
+        if not finite and main:
             print(
                 f"warning: {title}: no update at step {step + 1}: gradient norm {float(norm):g}", file=sys.stderr
             )
@@ -164,19 +181,36 @@ def train(
 
         at = step + 1
         last = at == settings.steps
-        validated = task.validate() if last or at % settings.validate_every == 0 else {}
-        if last or validated or at % settings.log_every == 0:
+        validates = last or at % settings.validate_every == 0
+        validated = task.validate() if validates and main else {}
+        if validates or at % settings.log_every == 0:
             values = {name: float(accelerator.reduce(value, "sum")) for name, value in means.items()}
             seconds = time.perf_counter() - start
             log.add(step=at, tokens=tokens, lr=rate, grad_norm=float(norm), seconds=seconds, **values, **validated)
             bar.set_postfix(loss=f"{values['loss']:.4f}", **{k: f"{v:.4f}" for k, v in validated.items()})
-        if accelerator.is_main_process and (last or at % settings.save_every == 0):
+        stops = not last and any(_each(accelerator, interrupt.asked()))
+        if main and (last or stops or at % settings.save_every == 0):
             progress = checkpoint.Progress(
                 at, tokens, time.perf_counter() - start, _plain(scheduler.state_dict()), log.text()
             )
             checkpoint.save(state, progress, weights, optimizer)
+        if stops:
+            bar.close()
+            log.close()
+            accelerator.wait_for_everyone()  # one process that ends may take the others with it
+            raise Interrupted(
+                f"{title}: interrupted at step {at} of {settings.steps}; the state to resume from is in {state}"
+            )
     log.close()
     return log.text()
+
+
+def leave() -> None:
+    """Wait until all processes of a run have done their work, the first one's writing included, and part."""
+    processes = PartialState()
+    processes.wait_for_everyone()
+    if processes.num_processes > 1:
+        processes.destroy_process_group()
 
 
 def parameter_groups(weights: dict[str, nn.Parameter], weight_decay: float) -> list[dict]:
@@ -188,15 +222,16 @@ def parameter_groups(weights: dict[str, nn.Parameter], weight_decay: float) -> l
 
 
 class Log:
-    """Rows of log.csv, held in memory and kept in each checkpoint; also sent to TensorBoard if asked for."""
+    """Rows of log.csv, held in memory and kept in each checkpoint; also sent to TensorBoard if asked for, which
+    is told to forget what an interrupted run sent from step ``start`` on."""
 
-    def __init__(self, tensorboard: Path | None) -> None:
+    def __init__(self, tensorboard: Path | None, start: int = 0) -> None:
         self.rows: list[dict[str, str]] = []
         self.writer = None
         if tensorboard is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(tensorboard))
+            self.writer = SummaryWriter(str(tensorboard), purge_step=start)
 
     def add(self, step: int, **values: float) -> None:
         """One row; columns not given stay empty, seconds and losses are rounded to what is meaningful."""
@@ -248,6 +283,13 @@ def _reduce(accelerator: Accelerator, parts: list[dict[str, float]]) -> dict[str
     if accelerator.num_processes > 1:
         totals = accelerator.reduce(totals.to(accelerator.device), "sum").cpu()
     return dict(zip(names, totals.tolist(), strict=True))
+
+
+def _each(accelerator: Accelerator, value: float) -> list[float]:
+    """A number of every process, the same list in all of them."""
+    if accelerator.num_processes == 1:
+        return [float(value)]
+    return accelerator.gather(torch.tensor([float(value)], device=accelerator.device)).tolist()
 
 
 def _sum_gradients(accelerator: Accelerator, weights: dict[str, nn.Parameter]) -> None:
