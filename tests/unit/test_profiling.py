@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from matvlm.data.tokenizer import build_tokenizer
 from matvlm.errors import UserError
 from matvlm.models.folder import save_model
 from matvlm.models.initialise import build_student
-from matvlm.profiling import measure, run
+from matvlm.profiling import measure, point, run
 from matvlm.profiling.points import Point, points_of
 from matvlm.provenance import COLUMNS, COST_COLUMNS
 from matvlm.report.collect import collect_profile
@@ -58,7 +59,7 @@ def folder(teacher, tmp_path_factory):
     return out
 
 
-@pytest.fixture(scope="module", params=["teacher", "even-25", "even-75"])
+@pytest.fixture(scope="module", params=["teacher", "even-25", "even-75", "even-100"])
 def model(request, teacher):
     return teacher if request.param == "teacher" else build_student(teacher, request.param, "attention", 0)
 
@@ -137,15 +138,10 @@ def test_points():
     assert Point(prompt_tokens=30, generated_tokens=16, batch=2).context == 46
 
 
-def test_a_row_per_repeat(model):
-    point = Point(prompt_tokens=20, generated_tokens=16, batch=2)
-    rows = measure.measure_point(model, point, make_settings(repeats=3))
-    assert [row["repeat"] for row in rows] == [0, 1, 2]
-    for row in rows:
-        assert set(row) == {"repeat", *run.FIGURES}
-        assert row["prefill_s"] > 0
-        assert row["decode_tokens_per_s"] > 0
-    assert len({row["cache_bytes"] for row in rows}) == 1
+def test_times_of_one_measurement(model):
+    found = measure.time_point(model, Point(prompt_tokens=20, generated_tokens=16, batch=2), make_settings())
+    assert set(found) == set(run.TIMES)
+    assert all(value > 0 for value in found.values())
 
 
 @pytest.mark.parametrize(("layout", "replaced"), [(None, 0), ("even-25", 1), ("even-50", 2), ("even-75", 3)])
@@ -212,31 +208,51 @@ assert figures["reserved_memory_bytes"] is None, figures
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_command_measures_a_hybrid(folder, tmp_path):
-    """One point that fits, and one of so many sequences that no memory suffices."""
-    settings = make_settings(batch_sizes=[1, 2**40], repeats=2).model_dump_json()
-    out = tmp_path / "profile" / "even-25.json"
-    words = ["--settings", settings, "--teacher", str(folder), "--layout", "even-25", "--device", "cpu"]
-    assert run.main([*words, "--out", str(out)]) == 0
-    document = json.loads(out.read_text(encoding="utf-8"))
+def test_command_measures_teacher_and_hybrids_in_turn(folder, tmp_path, monkeypatch):
+    """One point that fits, measured twice, and one of so many sequences that no memory suffices."""
+    order, measured = [], run._in_own_process
+
+    def watched(job):
+        order.append((job.layout, job.point.batch, job.memory))
+        return measured(job)
+
+    monkeypatch.setattr(run, "_in_own_process", watched)
+    settings = make_settings(layouts=["even-25"], batch_sizes=[1, 2**40], repeats=2).model_dump_json()
+    out = tmp_path / "profile"
+    words = ["--settings", settings, "--teacher", str(folder), "--device", "cpu", "--out", str(out)]
+    assert run.main(words) == 0
+    first = [(None, 1, True), ("even-25", 1, True), (None, 2**40, True), ("even-25", 2**40, True)]
+    assert order == [*first, (None, 1, False), ("even-25", 1, False)]
+    assert sorted(path.name for path in out.iterdir()) == ["even-25.json", "teacher.json"]
+    document = json.loads((out / "even-25.json").read_text(encoding="utf-8"))
     assert document["step"] == "profile"
     assert set(document["provenance"]) == set(COLUMNS)
     assert set(document["cost"]) == set(COST_COLUMNS)
-    *measured, failed = document["rows"]
-    assert [(row["batch"], row["repeat"]) for row in measured] == [(1, 0), (1, 1)]
-    for row in measured:
+    fits, failed, again = document["rows"]
+    assert [(row["batch"], row["repeat"]) for row in document["rows"]] == [(1, 0), (2**40, 0), (1, 1)]
+    for row in (fits, again):
         assert (row["model"], row["layout"], row["runtime"]) == ("student", "even-25", "transformers")
         assert row["weight_bytes"] + row["cache_bytes"] < row["peak_memory_bytes"] < row["device_memory_bytes"]
-    assert failed["batch"] == 2**40
-    assert [failed[name] for name in run.FIGURES] == [None] * len(run.FIGURES)
-    lines = collect_profile([out]).splitlines()
-    assert len(lines) == 4
+    assert fits["prefill_s"] != again["prefill_s"]
+    figures = (*run.TIMES, *run.MEMORY)
+    assert [failed[name] for name in figures] == [None] * len(figures)
+    lines = collect_profile(sorted(out.iterdir())).splitlines()
+    assert len(lines) == 7
     assert "cache_bytes" in lines[0].split(",")
 
 
+def test_every_measurement_has_a_process_of_its_own(folder):
+    job = point.Job(make_settings(), folder, None, Point(20, 16, 1), "cpu", memory=True)
+    with ThreadPoolExecutor(1) as pool:
+        memory = [pool.submit(run._in_own_process, job).result()["peak_memory_bytes"] for _ in range(2)]
+    # The CPU's peak is right only in a process that measures once.
+    assert memory[0] == memory[1]
+
+
 def test_a_bad_layout_is_one_line(folder, tmp_path, capsys):
-    words = ["--settings", make_settings().model_dump_json(), "--teacher", str(folder), "--device", "cpu"]
-    assert run.main([*words, "--layout", "0,99", "--out", str(tmp_path / "x.json")]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("profile ")]
-    assert lines == ["error: layer 99 is out of range; allowed: 0 to 3"]
+    settings = make_settings(layouts=["0,99"]).model_dump_json()
+    words = ["--settings", settings, "--teacher", str(folder), "--device", "cpu"]
+    assert run.main([*words, "--out", str(tmp_path / "profile")]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("profile")]
+    assert [line for line in lines if line] == ["error: layer 99 is out of range; allowed: 0 to 3"]
     assert list(tmp_path.iterdir()) == []

@@ -63,26 +63,21 @@ def check_points(model: LlavaForConditionalGeneration, settings: Profile) -> Non
             )
 
 
-def measure_point(
-    model: LlavaForConditionalGeneration, point: Point, settings: Profile
-) -> list[dict[str, object]]:
-    """Measure ``model`` on its device.
-
-    Returns:
-        One row per repeat, numbered from 0: `prefill_s`, the prompt pass with its image; `decode_tokens_per_s`,
-        all sequences together, from the median of the last ``decode_steps`` steps of the generation. And, the
-        same in each row, what `measure_peak` finds, `weight_bytes` and `cache_bytes` at the full context.
-    """
+def time_point(model: LlavaForConditionalGeneration, point: Point, settings: Profile) -> dict[str, float]:
+    """What `time_generation` finds of ``model`` on its device, once the process has set itself up."""
     inputs = make_inputs(model, point)
     prompt_pass(model, inputs)  # the first pass of a process pays for set-up
-    times = [time_generation(model, inputs, settings) for _ in range(settings.repeats)]
-    memory = measure_memory(model, point)
-    return [{"repeat": number, **row, **memory} for number, row in enumerate(times)]
+    return time_generation(model, inputs, settings)
 
 
 @torch.no_grad()
 def time_generation(model: LlavaForConditionalGeneration, inputs: Inputs, settings: Profile) -> dict[str, float]:
-    """`prefill_s` and `decode_tokens_per_s` of one generation, whose last steps alone are timed."""
+    """One generation, whose last steps alone are timed.
+
+    Returns:
+        `prefill_s`, the prompt pass with its image; `decode_tokens_per_s`, all sequences together, from the median
+        of the last ``decode_steps`` steps of the generation.
+    """
     start = _now(model.device)
     cache, token = prompt_pass(model, inputs)
     prefill = _now(model.device) - start
@@ -99,8 +94,8 @@ def time_generation(model: LlavaForConditionalGeneration, inputs: Inputs, settin
 
 @torch.no_grad()
 def measure_memory(model: LlavaForConditionalGeneration, point: Point) -> dict[str, int | None]:
-    """The most memory that the prompt pass and the last steps of the generation take; filling the cache
-    between them is left out, for no generation does that."""
+    """What `measure_peak` finds over the prompt pass and the last steps of the generation, `weight_bytes`, and
+    `cache_bytes` at the full context. Filling the cache between them is left out, for no generation does that."""
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     with measure_peak(model.device, held=weights) as peak:
         inputs = make_inputs(model, point)
