@@ -6,7 +6,7 @@ runs are the same files.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from matvlm.config import BaseCell, Preset
 
@@ -57,9 +57,9 @@ def table_cells(axis: str, preset: Preset, base: BaseCell) -> list[Cell]:
     Raises:
         KeyError: ``axis`` is none of `AXES`.
     """
-    start, field = base_cell(base), AXES[axis]
-    changed = (replace(start, **{field: value}) for value in axis_values(axis, preset))
-    return list(dict.fromkeys(Cell.make(c.init, c.layout, c.loss, c.divergence) for c in changed))
+    start, field = base.model_dump(), AXES[axis]
+    # Varied before it is made a cell: the base may name a divergence that only some of the cells use.
+    return list(dict.fromkeys(Cell.make(**start | {field: value}) for value in axis_values(axis, preset)))
 
 
 def all_cells(preset: Preset, base: BaseCell) -> list[Cell]:
@@ -68,12 +68,17 @@ def all_cells(preset: Preset, base: BaseCell) -> list[Cell]:
     for axis in AXES:
         cells += table_cells(axis, preset, base)
     if preset.ablation.grid:
-        cells += [
-            Cell.make(base.init, layout, loss, base.divergence)
-            for layout in preset.ablation.layouts
-            for loss in preset.ablation.losses
-        ]
+        cells += grid_cells(preset, base)
     return list(dict.fromkeys(cells))
+
+
+def grid_cells(preset: Preset, base: BaseCell) -> list[Cell]:
+    """Every loss combination with every layout, all else as in the base cell, loss by loss."""
+    return [
+        Cell.make(base.init, layout, loss, base.divergence)
+        for loss in preset.ablation.losses
+        for layout in preset.ablation.layouts
+    ]
 
 
 def evaluation_batches(preset: Preset, base: BaseCell) -> dict[str, list[Cell]]:

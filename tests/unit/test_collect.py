@@ -93,13 +93,6 @@ def test_the_order_of_files_and_rows_changes_no_byte(evals, tmp_path):
     assert (tmp_path / "eval.csv").read_text() == expected
 
 
-def test_files_named_in_a_file(evals, tmp_path):
-    listed = write(tmp_path / "list.txt", "\n".join(map(str, reversed(evals))) + "\n")
-    command = ["--kind", "eval", "--out", str(tmp_path / "eval.csv"), "--inputs-from", str(listed)]
-    assert collect.main(command) == 0
-    assert (tmp_path / "eval.csv").read_text() == collect.collect_eval(evals)
-
-
 def test_an_observation_made_twice(evals, tmp_path):
     again = write(tmp_path / "again" / "results.json", document(score(0.4, layout="end-25", seed=1)))
     with pytest.raises(UserError, match="measured a second time") as caught:

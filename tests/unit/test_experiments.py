@@ -81,6 +81,17 @@ def test_divergences_of_a_loss_that_has_none_are_one_cell():
     assert table_cells("divergences", preset, base) == [base_cell(base)]
 
 
+@pytest.mark.parametrize("loss", ["layer", "ce", "layer+ce"])
+def test_a_base_without_the_divergence_still_has_one_for_the_losses_that_use_it(loss):
+    """The base cell's divergence is `none`, which no training accepts beside a loss with prob."""
+    preset, base = preset_of(base={"loss": loss, "divergence": "jsd"}, grid=True)
+    assert base_cell(base).divergence == "none"
+    for cell in all_cells(preset, base):
+        assert cell.divergence == ("jsd" if "prob" in cell.loss.split("+") else "none")
+    losses = [cell.loss for cell in table_cells("losses", preset, base)]
+    assert losses == axis_values("losses", preset)
+
+
 def test_the_grid_adds_every_loss_at_every_layout():
     plain, base = preset_of()
     grid, _ = preset_of(grid=True)

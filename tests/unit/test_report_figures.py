@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import figure_data
 import numpy as np
@@ -79,6 +80,26 @@ def test_the_layout_is_free_of_the_solvers_last_digits(tmp_path):
     bounds = [part for axes in figure.axes for part in axes.get_position(original=True).bounds]
     assert len(bounds) == 12
     np.testing.assert_allclose(bounds, np.round(bounds, 6), rtol=0, atol=1e-14)
+
+
+def test_a_figure_is_written_aside(tmp_path, monkeypatch):
+    """A picture that cannot be written whole leaves the one before it."""
+    figure = style.Figure()
+    style.save(figure, tmp_path / "speed")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert set(before) == {"speed.svg", "speed.png"}
+    write = Path.write_bytes
+
+    def full(path, data):
+        if "png" not in path.name:
+            return write(path, data)
+        write(path, data[:10])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match=r"speed\.png"):
+        style.save(figure, tmp_path / "speed")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_other_data_give_another_figure(tmp_path):

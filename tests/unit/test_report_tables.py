@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
+import yaml
 from report_data import BASE, profiled, report, write_eval, write_profile, write_train
 
+from matvlm.config import load_config
 from matvlm.errors import UserError
+from matvlm.experiments import Cell
 from matvlm.report import render, tables, writers
+from matvlm.report.settings import Report
 from matvlm.report.statistics import over_seeds
 from matvlm.report.table import Column, Entry, Row, Table, significant
 
@@ -123,6 +129,30 @@ def test_the_base_cell_is_listed_where_its_axis_lacks_it(tmp_path):
     scores = {replace(BASE, divergence=name): [(0.5, 0.5)] * 3 for name in ("kl", "jsd")}
     table = build(tmp_path, "divergences", scores, settings=report(divergences=("jsd",)))
     assert [row[0] for row in texts(table)] == ["teacher", "kl (base)", "jsd"]
+
+
+def test_the_grid_has_a_row_a_loss_and_a_column_a_layout(tmp_path):
+    losses, placements = ("ce", "prob+layer+ce"), ("even-25", "front-25")
+    settings = report(losses=losses, layouts=placements, seeds=(0, 1), grid=True)
+    values = {"ce": (0.2, 0.4), "prob+layer+ce": (0.6, 0.3)}
+    students = {
+        Cell("attention", layout, loss, "kl" if "prob" in loss else "none"): [(values[loss][place],) * 2] * 2
+        for loss in losses
+        for place, layout in enumerate(placements)
+    }
+    table = build(tmp_path, "grid", students, settings=settings)
+    assert [column.header for column in table.columns] == ["Losses", *placements]
+    assert texts(table) == [["ce", "20.0", "40.0"], ["prob+layer+ce", "60.0", "30.0"]]
+    assert [[entry.bold for entry in row.entries[1:]] for row in table.rows] == [[False, True], [True, False]]
+    assert table.command == "snakemake table_grid --config preset=tiny"
+
+
+def test_the_command_repeats_what_was_set_beside_the_file():
+    config = load_config(yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text()))
+    settings = Report.of(config, {"preset": "tiny", "ablation": {"seeds": [0, 1]}, "base": {"loss": "it's"}})
+    words = shlex.split(settings.command("claims"))
+    assert words[:4] == ["snakemake", "claims", "--config", "preset=tiny"]
+    assert [yaml.safe_load(word.split("=", 1)[1]) for word in words[4:]] == [{"seeds": [0, 1]}, {"loss": "it's"}]
 
 
 def test_inits_table_counts_tokens_and_censors(tmp_path):

@@ -83,7 +83,7 @@ REGISTER = (
         "table_main",
         verdicts.quality,
         Claim(
-            "Competitive with the teacher",
+            "Competitive with the teacher; better than it on POPE and MMMU, second on TextVQA",
             f"the base student keeps {100 * (1 - verdicts.MARGIN):g} % of the teacher's mean score",
             "% of the teacher's score",
         ),

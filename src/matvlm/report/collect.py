@@ -69,13 +69,10 @@ Row = dict[str, object]
 def main(argv: list[str] | None = None) -> None:
     """Collect the files of many runs into one tidy CSV."""
     args = _parse(argv)
-    paths = list(args.inputs)
-    if args.inputs_from is not None:
-        paths += [Path(line) for line in args.inputs_from.read_text(encoding="utf-8").splitlines() if line]
-    if not paths:
-        raise UserError("no files to collect: --inputs and --inputs-from are both empty")
+    if not args.inputs:
+        raise UserError("no files to collect: --inputs is empty")
     collect = {"eval": collect_eval, "train": collect_train, "profile": collect_profile, "runs": collect_runs}
-    write_text(args.out, collect[args.kind](sorted(paths)))
+    write_text(args.out, collect[args.kind](sorted(args.inputs)))
 
 
 def collect_eval(paths: Iterable[Path]) -> str:
@@ -228,7 +225,6 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m matvlm.report.collect", description=main.__doc__)
     parser.add_argument("--kind", choices=("eval", "train", "profile", "runs"), required=True)
     parser.add_argument("--inputs", type=Path, nargs="*", default=[], metavar="FILE")
-    parser.add_argument("--inputs-from", type=Path, metavar="FILE", help="a file with one path a line")
     parser.add_argument("--out", type=Path, required=True, metavar="CSV")
     return parser.parse_args(argv)
 

@@ -12,7 +12,7 @@ from matvlm import config
 from matvlm.errors import one_line
 from matvlm.report.settings import Report
 
-TABLES = ("main", "losses", "layouts", "ratios", "inits", "divergences", "speed")
+TABLES = ("main", "losses", "layouts", "ratios", "inits", "divergences", "grid", "speed")
 FIGURES = ("speed", "memory", "convergence", "ablations", "radar")
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shlex
+from collections.abc import Mapping
+
 from pydantic import PositiveInt
 
 from matvlm import layouts
 from matvlm.config import TASKS, Ablation, BaseCell, Config, Model
-from matvlm.experiments import Cell, base_cell, table_cells
+from matvlm.experiments import Cell, base_cell, grid_cells, table_cells
 
 
 class Report(Model):
@@ -18,10 +22,16 @@ class Report(Model):
     base: BaseCell
     ablation: Ablation
     tasks: tuple[str, ...] = TASKS
+    overrides: tuple[str, ...] = ()
+    """What was set beside `params.yaml`, as the words `key=value` that `--config` takes."""
 
     @classmethod
-    def of(cls, config: Config) -> Report:
-        """The slice of a whole configuration for its active preset."""
+    def of(cls, config: Config, overrides: Mapping[str, object] | None = None) -> Report:
+        """The slice of a whole configuration for its active preset.
+
+        Args:
+            overrides: what of the configuration does not come from `params.yaml`, by its top key.
+        """
         preset = config.active
         return cls(
             preset=config.preset,
@@ -29,6 +39,9 @@ class Report(Model):
             base=config.base,
             ablation=preset.ablation,
             tasks=preset.evaluate.tasks,
+            overrides=tuple(
+                f"{key}={json.dumps(value)}" for key, value in (overrides or {}).items() if key != "preset"
+            ),
         )
 
     @property
@@ -46,10 +59,15 @@ class Report(Model):
         cells = table_cells(axis, self, self.base)
         return cells if self.base_cell in cells else [self.base_cell, *cells]
 
+    @property
+    def grid_cells(self) -> list[Cell]:
+        """Every loss combination with every layout, loss by loss."""
+        return grid_cells(self, self.base)
+
     def replaced(self, layout: str) -> int:
         """Number of layers that a layout replaces."""
         return len(layouts.resolve(layout, self.depth))
 
     def command(self, target: str) -> str:
         """The command that makes a target of this preset."""
-        return f"snakemake {target} --config preset={self.preset}"
+        return shlex.join(["snakemake", target, "--config", f"preset={self.preset}", *self.overrides])

@@ -26,6 +26,7 @@ TITLES = {
     "ratios": "Share of layers replaced by Mamba-2",
     "inits": "Initialisation of the Mamba-2 layers",
     "divergences": "Divergence of the probability loss",
+    "grid": "Every loss combination with every layout",
 }
 TASK_NAMES = {
     "easy_vqa_yesno": "easy-VQA yes/no",
@@ -63,9 +64,10 @@ def build(name: str, settings: Report, data: Path, train: Path | None) -> Table:
     if name not in TITLES:
         raise UserError(f"unknown table {name!r}; allowed: {', '.join([*TITLES, 'speed'])}")
     scores, log = read_eval(data), read_train(train) if train else None
-    columns, rows, notes = (
-        _main(settings, scores, log) if name == "main" else _ablation(name, settings, scores, log)
-    )
+    if name in ("main", "grid"):
+        columns, rows, notes = {"main": _main, "grid": _grid}[name](settings, scores, log)
+    else:
+        columns, rows, notes = _ablation(name, settings, scores, log)
     title = f"{TITLES[name]} (preset {settings.preset})"
     return Table(name, title, tuple(columns), tuple(rows), tuple(notes), settings.command(f"table_{name}"))
 
@@ -111,6 +113,29 @@ def _main(settings: Report, scores: pd.DataFrame, log: pd.DataFrame | None) -> P
     elif any(column.header.endswith("F1") for column in columns):
         notes.append("F1 has an interval over several seeds only.")
     return columns, rows, notes + [KL_NOTE] * (log is not None)
+
+
+def _grid(settings: Report, scores: pd.DataFrame, _log: pd.DataFrame | None) -> Parts:
+    """Mean over the tasks, a row for each loss combination and a column for each layout."""
+    grid = settings.grid_cells
+    values = {cell: score(seeds_of(scores, cell, settings.ablation.seeds)) for cell in grid}
+    names = list(dict.fromkeys(cell.layout for cell in grid))
+    figures = [
+        _embolden([value for cell, value in values.items() if cell.layout == name], percent, highest=True)
+        for name in names
+    ]
+    rows = [
+        Row("student", (Entry(loss), *(column[number] for column in figures)))
+        for number, loss in enumerate(dict.fromkeys(cell.loss for cell in grid))
+    ]
+    teacher = teacher_rows(scores)
+    notes = [
+        f"Mean of tasks. {_questions_note(settings, teacher)} The teacher's: {percent(score(teacher)).text}.",
+        _interval_note(settings),
+        f"Initialised from {settings.base.init}, divergence {settings.base.divergence}.",
+        "Bold: the best loss combination of a layout, however small its lead.",
+    ]
+    return [Column("Losses", numeric=False), *map(Column, names)], rows, notes
 
 
 def _ablation(axis: str, settings: Report, scores: pd.DataFrame, log: pd.DataFrame | None) -> Parts:

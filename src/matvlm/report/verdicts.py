@@ -36,6 +36,8 @@ def quality(evidence: Evidence, start: Claim) -> Claim:
         raise NotRun(str(error)) from None
     base = evidence.settings.base_cell
     claim = _keeps(start, (f"The base student ({base.path})", evidence.of(base)), ("the teacher", teacher))
+    if not evidence.settings.at_paper_scale:
+        claim = replace(claim, detail=f"{claim.detail} POPE, MMMU and TextVQA are not part of this preset.")
     log = rows_of(evidence.train, base)
     if log.empty:
         return claim

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator, StrMethodFormatter
 
-from matvlm.files import write_text
+from matvlm.files import write_bytes, write_text
 from matvlm.report.settings import Report
 
 COLUMN, PAGE = 3.5, 7.16
@@ -178,7 +178,7 @@ def save(figure: Figure, out: Path) -> None:
     figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
     write_text(out.with_name(f"{out.name}.svg"), svg.getvalue())
-    out.with_name(f"{out.name}.png").write_bytes(png.getvalue())
+    write_bytes(out.with_name(f"{out.name}.png"), png.getvalue())
 
 
 def _freeze(figure: Figure) -> None:
