@@ -3,6 +3,9 @@ from snakemake.utils import min_version
 min_version("9.27")
 
 
+include: "workflow/rules/params.smk"
+
+
 configfile: "params.yaml"
 
 
@@ -17,6 +20,7 @@ include: "workflow/rules/profile.smk"
 include: "workflow/rules/collect.smk"
 include: "workflow/rules/render.smk"
 include: "workflow/rules/stages.smk"
+include: "workflow/rules/slurm.smk"
 
 
 report: "workflow/report/workflow.rst"
@@ -56,6 +60,13 @@ rule table_inits:
 rule table_divergences:
     input:
         rendered_table("divergences"),
+
+
+if PRESET.ablation.grid:
+
+    rule table_grid:
+        input:
+            rendered_table("grid"),
 
 
 rule table_speed:

@@ -25,6 +25,7 @@ from matvlm.sections import (
     EmbeddedData,
     EmbeddedTeacher,
     Evaluation,
+    Gpus,
     Init,
     Layout,
     LlavaData,
@@ -32,6 +33,7 @@ from matvlm.sections import (
     LossWeights,
     Optimisation,
     Profile,
+    Slurm,
     Split,
     SplitSize,
     TeacherTraining,
@@ -53,6 +55,7 @@ __all__ = [
     "EmbeddedData",
     "EmbeddedTeacher",
     "Evaluation",
+    "Gpus",
     "Init",
     "Layout",
     "LlavaData",
@@ -62,6 +65,7 @@ __all__ = [
     "Optimisation",
     "Preset",
     "Profile",
+    "Slurm",
     "Split",
     "SplitSize",
     "TeacherTraining",
@@ -92,6 +96,8 @@ class Preset(Model):
     """How models are scored."""
     profile: Profile
     """What is measured of speed and memory."""
+    gpus: Gpus = Gpus()
+    """What its jobs ask a cluster for."""
     ablation: Ablation
     """Axes of this preset."""
 
@@ -102,6 +108,10 @@ class Preset(Model):
             unknown = [task for task in self.evaluate.tasks if task not in TASKS]
             if unknown:
                 raise wrong("evaluate.tasks", f"unknown task {unknown[0]!r}; allowed: {', '.join(TASKS)}")
+        for step, training in (("distill", self.distill), ("teacher", getattr(self.teacher, "training", None))):
+            gpus = getattr(self.gpus, step)
+            if training is not None and gpus > training.batch_size:
+                raise wrong(f"gpus.{step}", f"{gpus} is more than the batch size, {training.batch_size}")
         if self.distill.reduction == "release" and self.cache.mode != "online":
             problem = "its losses include padding, which no cache holds"
             raise wrong("distill.reduction", f"release needs cache.mode online, not {self.cache.mode}; {problem}")
@@ -134,6 +144,8 @@ class Config(Model):
     """The cell that every ablation varies one axis of."""
     ablation: Ablation
     """Axes for every preset; a preset may narrow any of them under its own `ablation`."""
+    slurm: Slurm = Slurm()
+    """Where `--profile slurm` sends jobs."""
     presets: dict[PresetName, Preset] = Field(min_length=1, json_schema_extra={"additionalProperties": False})
     """The scales at which the paper is reproduced, by name."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, Strict, model_validator
+from pydantic import AfterValidator, Field, Strict, StringConstraints, model_validator
 
 from matvlm import layouts
 from matvlm.validation import (
@@ -26,10 +26,14 @@ from matvlm.validation import (
 Layout = Annotated[str, AfterValidator(layouts.canonical), Field(json_schema_extra={"pattern": layouts.PATTERN})]
 """Which layers are replaced, as `matvlm.layouts` reads it, in its one spelling."""
 Beta = Annotated[float, Strict(), Field(ge=0, lt=1)]
+Seed = Annotated[int, Strict(), Field(ge=0, lt=2**31)]
+"""A step of training is seeded with this many bits, and 32 more for the step."""
 Init = Literal["attention", "random", "release-random"]
 Divergence = Literal["kl", "reverse", "jsd", "ce", "l2"]
 LossSet = Literal["prob", "layer", "ce", "prob+layer", "prob+ce", "layer+ce", "prob+layer+ce"]
 Split = Literal["train", "distill", "val", "test"]
+SlurmName = Annotated[str, Strict(), StringConstraints(pattern=r"^[^\s-]\S*$")]
+SlurmOptions = Annotated[str, Strict(), StringConstraints(pattern=r"^--[a-z][^\x00-\x1f]*$")]
 TASKS = ("easy_vqa_yesno", "easy_vqa_open", "sort_of_clevr_nonrelational", "sort_of_clevr_relational")
 
 
@@ -47,7 +51,7 @@ class EmbeddedData(Model):
 
     source: Literal["embedded"] = "embedded"
     """Kind of data."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the split of easy-VQA, of the scenes and of the order of rows and questions."""
     splits: dict[Split, SplitSize] = Field(json_schema_extra={"required": ["train", "distill", "val", "test"]})
     """Size of each split: train (for the teacher), distill (for the students), val and test, all of them."""
@@ -72,7 +76,7 @@ class LlavaData(Model):
 
     source: Literal["llava"]
     """Kind of data."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the draw of the rows held out."""
     conversations: Path
     """JSON file with a list of conversations."""
@@ -178,7 +182,7 @@ class Optimisation(Model):
 class TeacherTraining(Optimisation):
     """Optimisation of the teacher."""
 
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the weights, of the order of rows and of augmentation."""
     easy_vqa_share: Fraction = 0.3
     """Share of each batch drawn from easy-VQA, whose images are few."""
@@ -303,6 +307,40 @@ class Profile(Model):
     """CPU threads that torch may use."""
 
 
+class Gpus(Model):
+    """GPUs that a job of each step asks a cluster for; 0: none. Without a cluster a step takes one if there is."""
+
+    teacher: NonNegativeInt = 0
+    """Training of the teacher; more than one share each batch."""
+    cache: Literal[0, 1] = 0
+    """The teacher's outputs."""
+    distill: NonNegativeInt = 0
+    """Training of each student; more than one share each batch."""
+    evaluate: Literal[0, 1] = 0
+    """Scoring."""
+    profile: Literal[0, 1] = 0
+    """Measuring."""
+
+
+class Slurm(Model):
+    """Where `--profile slurm` sends jobs. null leaves it to the cluster; `--default-resources` comes first."""
+
+    partition: SlurmName | None = None
+    """Partition, or several separated by commas."""
+    account: SlurmName | None = None
+    """Account that pays."""
+    qos: SlurmName | None = None
+    """Quality of service."""
+    constraint: SlurmName | None = None
+    """Features that a node must have, as `a100&ib`."""
+    extra: SlurmOptions | None = None
+    """Further options of sbatch, as `--reservation=week --exclude=node7`."""
+
+    def resources(self) -> dict[str, str]:
+        """What is set, by the name of the resource that carries it."""
+        return {f"slurm_{name}": value for name, value in self if value is not None}
+
+
 class Ablation(Model):
     """The axes of the paper's ablations."""
 
@@ -316,7 +354,7 @@ class Ablation(Model):
     """Initialisations of the mixers."""
     divergences: Axis[Divergence]
     """Divergences of the probability loss."""
-    seeds: Axis[NonNegativeInt]
+    seeds: Axis[Seed]
     """Seeds that every cell is trained with."""
     grid: Flag = False
     """true: every loss combination with every layout; false: one axis at a time around `base`."""

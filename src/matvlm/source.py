@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parent
-PLUMBING = frozenset({"config", "errors", "files", "provenance", "sections", "source", "validation"})
+PLUMBING = frozenset({"config", "errors", "files", "progress", "provenance", "sections", "source", "validation"})
 
 
 def code_hash(module: str) -> str:

@@ -90,7 +90,7 @@ BAD = [
     ("preset", "large", "preset:", ["'large'", "tiny", "debug"]),
     ("preset", DROP, "preset:", ["required"]),
     ("preset", ["tiny"], "preset:", ["string", "['tiny']"]),
-    ("presett", "tiny", "presett:", ["unknown key", "preset, base, ablation, presets"]),
+    ("presett", "tiny", "presett:", ["unknown key", "preset, base, ablation, slurm, presets"]),
     ("base.layot", "even-25", "base.layot:", ["unknown key", "layout"]),
     ("ablation.loses", ["ce"], "ablation.loses:", ["unknown key", "losses"]),
     (f"{TINY}.cash", {}, f"{TINY}.cash:", ["unknown key", "cache"]),
@@ -99,6 +99,16 @@ BAD = [
     (f"{TINY}.teacher.training.step", 3, f"{TINY}.teacher.training.step:", ["unknown key", "steps"]),
     (f"{TINY}.distill.weights", {"kl": 1}, f"{TINY}.distill.weights.kl:", ["unknown key", "prob, layer, ce"]),
     (f"{TINY}.ablation", {"seed": [0]}, f"{TINY}.ablation.seed:", ["unknown key", "seeds"]),
+    ("slurm", {"partion": "gpu"}, "slurm.partion:", ["unknown key", "partition, account, qos"]),
+    ("slurm", {"partition": "gpu nodes"}, "slurm.partition:", ["'gpu nodes'"]),
+    ("slurm", {"account": 7}, "slurm.account:", ["string", "7"]),
+    ("slurm", {"extra": "-p gpu"}, "slurm.extra:", ["'-p gpu'"]),
+    ("slurm", {"extra": "--exclude=n1\n#SBATCH --wrap=x"}, "slurm.extra:", ["--exclude"]),
+    (f"{TINY}.gpus", {"distil": 1}, f"{TINY}.gpus.distil:", ["unknown key", "distill"]),
+    (f"{TINY}.gpus", {"distill": -1}, f"{TINY}.gpus.distill:", ["greater than or equal to 0", "-1"]),
+    (f"{TINY}.gpus", {"distill": 0.5}, f"{TINY}.gpus.distill:", ["integer", "0.5"]),
+    (f"{TINY}.gpus", {"profile": 2}, f"{TINY}.gpus.profile:", ["0 or 1", "2"]),
+    (f"{TINY}.gpus", {"teacher": 9}, f"{TINY}.gpus.teacher:", ["9 is more than the batch size, 8"]),
     ("ablation.losses", ["prob", "kd"], "ablation.losses.1:", ["'prob+layer+ce'", "'kd'"]),
     ("base.loss", "ce+prob", "base.loss:", ["'prob+ce'", "'ce+prob'"]),
     ("ablation.divergences", ["hellinger"], "ablation.divergences.0:", ["'reverse'", "'hellinger'"]),
@@ -118,6 +128,8 @@ BAD = [
     ("ablation.layouts", ["even-25", "even-25.0"], "ablation.layouts:", ["even-25 twice"]),
     ("ablation.seeds", [0, 1, 0], "ablation.seeds:", ["0 twice"]),
     ("ablation.seeds", [], "ablation.seeds:", ["is empty"]),
+    ("ablation.seeds", [2**31], "ablation.seeds.0:", ["less than 2147483648"]),
+    ("ablation.seeds", [-1], "ablation.seeds.0:", ["greater than or equal to 0"]),
     ("ablation.seeds", [True], "ablation.seeds.0:", ["integer", "True"]),
     ("ablation.seeds", 0, "ablation.seeds:", ["list", "not 0"]),
     ("ablation.grid", "yes", "ablation.grid:", ["boolean", "'yes'"]),
@@ -193,7 +205,7 @@ def test_a_preset_is_the_name_of_a_folder(raw, name):
     ("data", "found"), [(None, "empty"), ([], "a list"), ("tiny", "a str"), (3, "a int"), (True, "a bool")]
 )
 def test_the_file_must_be_a_mapping(data, found):
-    assert message(data) == f"is {found}; must be a mapping with the keys preset, base, ablation, presets"
+    assert message(data) == f"is {found}; must be a mapping with the keys preset, base, ablation, slurm, presets"
 
 
 def test_an_empty_mapping():

@@ -68,9 +68,10 @@ def origin(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("origin")
     listed = git(ROOT, "ls-files", "--cached", "--others", "--exclude-standard", "-z").split("\0")
     for name in filter(None, listed):
-        if (ROOT / name).is_file() and not name.startswith("results/"):
+        there = (ROOT / name).is_file() or (ROOT / name).is_symlink()
+        if there and not name.startswith("results/"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, folder / name)
+            shutil.copy(ROOT / name, folder / name, follow_symlinks=False)
     git(folder, "init", "--quiet")
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "Take the working tree")

@@ -38,6 +38,33 @@ def test_params(checkout, keys, value, message):
     assert not (checkout / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"preset: [tiny", "params.yaml: not YAML: "),
+        (b"preset: t\xefny", "params.yaml: not YAML: "),
+        (b"", "params.yaml"),
+    ],
+    ids=["not YAML", "not UTF-8", "empty"],
+)
+def test_a_file_that_cannot_be_read(checkout, content, message):
+    (checkout / "params.yaml").write_bytes(content)
+    done = run(checkout, "snakemake", "--cores", "2", "all")
+    assert done.returncode != 0
+    lines = done.stdout.strip().splitlines()
+    assert len(lines) == 1, done.stdout
+    assert message in lines[0]
+
+
+def test_a_command_line_that_cannot_be_read(checkout):
+    done = run(checkout, "snakemake", "--cores", "2", "--config", "preset=[a", "--", "all")
+    assert done.returncode != 0
+    assert (
+        done.stdout.strip().splitlines()[-1]
+        == "error: --config: '[a' is not YAML: expected ',' or ']', but got '<stream end>'"
+    )
+
+
 def test_an_altered_teacher_is_refused(checkout):
     weights = checkout / "models/tiny-teacher/model.safetensors"
     content = bytearray(weights.read_bytes())

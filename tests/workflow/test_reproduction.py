@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 import time
 
+import pytest
 from conftest import clone, git, run, snakemake
 
 RESULTS = (
@@ -42,8 +44,7 @@ def test_every_result_is_there_and_every_rule_ran(reproduced):
 
 def test_every_row_can_be_traced(reproduced):
     commit = git(reproduced, "rev-parse", "HEAD").strip()
-    with open(reproduced / "results/debug/data/eval.csv", newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = _rows(reproduced / "results/debug/data/eval.csv")
     assert {row["model"] for row in rows} == {"teacher", "student"}
     for row in rows:
         assert row["commit"] == commit
@@ -66,6 +67,30 @@ def test_nothing_changed_outside_results(reproduced):
     assert git(reproduced, "status", "--porcelain", "--", ".", ":!results") == ""
 
 
+def test_the_shipped_teacher_is_taken_over(origin, tmp_path):
+    folder = clone(origin, tmp_path / "clone")
+    done = snakemake(folder, "stage_teacher", preset="tiny")
+    assert done.returncode == 0, done.stdout[-5000:]
+    for path in (folder / "models/tiny-teacher").iterdir():
+        assert (folder / "runs/tiny/teacher" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_an_online_teacher_gives_the_losses_of_a_cached_one(reproduced, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(reproduced, folder, symlinks=True)
+    shutil.rmtree(folder / "runs/debug/cache")
+    done = snakemake(folder, "stage_cache", "stage_distill", settings="presets={debug: {cache: {mode: online}}}")
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert [path.name for path in (folder / "runs/debug/cache").iterdir()] == ["manifest.json"]
+    logs = sorted(path.relative_to(folder) for path in folder.glob("runs/debug/distill/**/log.csv"))
+    assert len(logs) == 2
+    for log in logs:
+        for online, cached in zip(_rows(folder / log), _rows(reproduced / log), strict=True):
+            for name in ("loss", "loss_prob", "loss_layer", "loss_ce", "val_kl"):
+                mine, theirs = (float(row[name] or "nan") for row in (online, cached))
+                assert mine == pytest.approx(theirs, rel=1e-4, nan_ok=True)
+
+
 def test_dvc_repro_makes_the_same_scores(reproduced, origin, tmp_path):
     folder = clone(origin, tmp_path / "clone")
     params = folder / "params.yaml"
@@ -80,10 +105,14 @@ def test_dvc_repro_makes_the_same_scores(reproduced, origin, tmp_path):
     assert again.stdout.count("didn't change, skipping") == 7, again.stdout
 
 
+def _rows(path) -> list[dict[str, str]]:
+    with open(path, newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
 def _values(path) -> list[dict[str, str]]:
     """All columns but the one that says that params.yaml was edited."""
-    with open(path, newline="") as stream:
-        return [{k: v for k, v in row.items() if k != "dirty"} for row in csv.DictReader(stream)]
+    return [{name: value for name, value in row.items() if name != "dirty"} for row in _rows(path)]
 
 
 def test_two_runs_give_the_same_evaluation_file(reproduced, origin, tmp_path):

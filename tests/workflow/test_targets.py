@@ -41,11 +41,12 @@ def test_the_grid_is_a_switch(checkout):
     counted = jobs(snakemake(checkout, "--dry-run", "all", preset="tiny", settings=grid).stdout)
     # 7 losses x 4 layouts, of which 7 + 4 - 1 are there without it
     assert counted["distill"] == without["distill"] + 28 - 10
+    assert counted["render_table"] == without["render_table"] + 1
 
 
 def test_the_speed_table_trains_nothing(checkout):
     counted = jobs(snakemake(checkout, "--dry-run", "table_speed", preset="tiny").stdout)
-    assert counted["profile"] == 4
+    assert counted["profile"] == 1
     assert "distill" not in counted
 
 

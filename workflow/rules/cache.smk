@@ -14,6 +14,7 @@ rule cache_teacher:
     resources:
         mem_mb=growing(4000),
         runtime=growing(60),
+        gpus=PRESET.gpus.cache,
     params:
         settings=PRESET.cache.model_dump_json(),
         max_length=PRESET.data.max_length,

@@ -13,7 +13,7 @@ rule collect_table:
     threads: 1
     resources:
         mem_mb=growing(1000),
-        runtime=growing(10),
+        runtime=growing(5),
     params:
         code=code_hash("matvlm.report.collect"),
     shell:
@@ -35,7 +35,7 @@ rule collect:
     threads: 1
     resources:
         mem_mb=growing(1000),
-        runtime=growing(10),
+        runtime=growing(5),
     params:
         code=code_hash("matvlm.report.collect"),
     shell:

@@ -22,29 +22,24 @@ os.environ.update(
 )
 
 
-def stop(message):
-    """End with one line; an exception would bring a traceback of the Snakefile along."""
-    sys.exit(f"error: params.yaml: {message}")
-
-
 def load(data):
     """The configuration with all presets validated, and the active preset known to be runnable here."""
     try:
         whole = load_config(data)
     except ConfigError as error:
-        stop(error)
+        stop(f"params.yaml: {error}")
     name, active = whole.preset, whole.active
     for part, kind in (("data", EmbeddedData), ("teacher", EmbeddedTeacher)):
         if not isinstance(getattr(active, part), kind):
             stop(
-                f"presets.{name}.{part}.source: {getattr(active, part).source} is not supported yet"
+                f"params.yaml: presets.{name}.{part}.source: {getattr(active, part).source} is not supported yet"
             )
     if (
         active.teacher.source == "shipped"
         and not (active.teacher.path / "config.json").is_file()
     ):
         stop(
-            f"presets.{name}.teacher.path: {active.teacher.path} holds no model; set source to train"
+            f"params.yaml: presets.{name}.teacher.path: {active.teacher.path} holds no model; set source to train"
         )
     return whole
 
@@ -55,7 +50,10 @@ def typed(value):
         return {key: typed(each) for key, each in value.items()}
     if isinstance(value, list):
         return [typed(each) for each in value]
-    return yaml.safe_load(value) if isinstance(value, str) else value
+    try:
+        return yaml.safe_load(value) if isinstance(value, str) else value
+    except yaml.YAMLError as error:
+        stop(f"--config: {value!r} is not YAML: {getattr(error, 'problem', error)}")
 
 
 def one_of(values):
@@ -96,8 +94,7 @@ def collected_files(kind, cells):
     """What one kind of CSV file is collected from, for these cells."""
     results = ["<run>/eval/teacher/results.json"]
     results += student_files("eval/student", "results.json", cells)
-    subjects = ["teacher", *PRESET.profile.layouts]
-    profiles = [f"<run>/profile/{subject}.json" for subject in subjects]
+    profiles = [f"<run>/profile/{subject}.json" for subject in SUBJECTS]
     records = student_files("distill", "provenance.json", cells)
     return {
         "eval": results,
@@ -117,14 +114,17 @@ def table_data(table):
     }
 
 
-update_config(config, typed(workflow.config_settings.overwrite_config))
+OVERRIDES = typed(workflow.config_settings.overwrite_config)
+update_config(config, OVERRIDES)
 CONFIG = load(config)
 PRESET = CONFIG.active
-REPORT = Report.of(CONFIG)
+REPORT = Report.of(CONFIG, OVERRIDES)
 CELLS = all_cells(PRESET, CONFIG.base)
+SUBJECTS = ["teacher", *PRESET.profile.layouts]
 TABLE_CELLS = {
     "main": [base_cell(CONFIG.base)],
     **{axis: REPORT.cells(axis) for axis in AXES},
+    **({"grid": REPORT.grid_cells} if PRESET.ablation.grid else {}),
 }
 TABLES = (*TABLE_CELLS, "speed")
 FIGURES = {
@@ -157,7 +157,6 @@ wildcard_constraints:
     loss=one_of(cell.loss for cell in CELLS),
     divergence=one_of(cell.divergence for cell in CELLS),
     seed=one_of(PRESET.ablation.seeds),
-    subject=one_of(["teacher", *PRESET.profile.layouts]),
     table=one_of(TABLES),
     figure=one_of(FIGURES),
     kind="eval|train|profile|runs",

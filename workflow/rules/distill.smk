@@ -19,6 +19,7 @@ rule distill:
     resources:
         mem_mb=growing(4000),
         runtime=growing(120),
+        gpus=PRESET.gpus.distill,
     params:
         settings=PRESET.distill.model_dump_json(),
         max_length=PRESET.data.max_length,
@@ -27,16 +28,18 @@ rule distill:
         data=subpath(input.data, parent=True),
         val=subpath(input.val, parent=True),
         cache=lambda w, input: f"--cache {folder(input.cache)}" if CACHED else "",
+        cache_settings=PRESET.cache.model_dump_json(),
         out=subpath(output.record, parent=True),
         code=code_hash("matvlm.distill.run"),
         state=lambda w: f"runs/{CONFIG.preset}/state/{w.init}/{w.layout}/{w.loss}/{w.divergence}/seed{w.seed}",
+        events=lambda w: f"runs/{CONFIG.preset}/tensorboard/{w.init}/{w.layout}/{w.loss}/{w.divergence}/seed{w.seed}",
     # State of another version of the code is not resumed; a finished run needs none.
     shell:
         "workflow/scripts/logged {log} python -m matvlm.distill.run"
         " --settings {params.settings:q} --max-length {params.max_length}"
         " --init-dir {params.init} --teacher {params.teacher}"
-        " --data {params.data} --val {params.val} {params.cache}"
+        " --data {params.data} --val {params.val} {params.cache} --cache-settings {params.cache_settings:q}"
         " --init {wildcards.init} --layout {wildcards.layout} --loss {wildcards.loss}"
         " --divergence {wildcards.divergence} --seed {wildcards.seed}"
-        " --state {params.state}/{params.code} --out {params.out}"
+        " --state {params.state}/{params.code} --tensorboard {params.events} --out {params.out}"
         " && rm -rf {params.state}"

@@ -14,6 +14,7 @@ rule evaluate_teacher:
     resources:
         mem_mb=growing(4000),
         runtime=growing(60),
+        gpus=PRESET.gpus.evaluate,
     params:
         settings=PRESET.evaluate.model_dump_json(),
         model=subpath(input.model, parent=True),
@@ -54,6 +55,7 @@ for batch, cells in evaluation_batches(PRESET, CONFIG.base).items():
         resources:
             mem_mb=growing(4000),
             runtime=growing(120),
+            gpus=PRESET.gpus.evaluate,
         params:
             settings=PRESET.evaluate.model_dump_json(),
             models=lambda w, input: folder(input.models),

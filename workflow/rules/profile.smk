@@ -2,24 +2,25 @@ rule profile:
     input:
         teacher="<run>/teacher/provenance.json",
     output:
-        "<run>/profile/{subject}.json",
+        [f"<run>/profile/{subject}.json" for subject in SUBJECTS],
     log:
-        "<logs>/profile/{subject}.log",
+        "<logs>/profile.log",
     benchmark:
-        "<benchmarks>/profile/{subject}.tsv"
+        "<benchmarks>/profile.tsv"
     conda:
         "../../envs/cpu.yaml"
-    # All cores, though it uses one: a measurement must not share the machine.
-    threads: workflow.cores or 1
+    # It uses one core, but must not share the machine: locally it takes all cores, in Slurm a node of its own.
+    threads: workflow.cores if workflow.local_exec else 1
     resources:
         mem_mb=growing(4000),
         runtime=growing(60),
+        gpus=PRESET.gpus.profile,
+        slurm_extra=" ".join(filter(None, ["--exclusive", CONFIG.slurm.extra])),
     params:
-        # The other layouts do not concern this one.
-        settings=PRESET.profile.model_copy(update={"layouts": ()}).model_dump_json(),
+        settings=PRESET.profile.model_dump_json(),
         teacher=subpath(input.teacher, parent=True),
-        layout=lambda w: "" if w.subject == "teacher" else f"--layout {w.subject}",
+        out=subpath(output[0], parent=True),
         code=code_hash("matvlm.profiling.run"),
     shell:
         "workflow/scripts/logged {log} python -m matvlm.profiling.run"
-        " --settings {params.settings:q} --teacher {params.teacher} {params.layout} --out {output}"
+        " --settings {params.settings:q} --teacher {params.teacher} --out {params.out}"

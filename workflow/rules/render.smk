@@ -16,7 +16,7 @@ rule render_table:
     threads: 1
     resources:
         mem_mb=growing(1000),
-        runtime=growing(10),
+        runtime=growing(5),
     params:
         settings=REPORT.model_dump_json(),
         data=lambda w, input: " ".join(
@@ -47,7 +47,7 @@ rule render_figure:
     threads: 1
     resources:
         mem_mb=growing(2000),
-        runtime=growing(10),
+        runtime=growing(5),
     params:
         settings=REPORT.model_dump_json(),
         out=subpath(output[0], strip_suffix=".svg"),
@@ -77,7 +77,7 @@ rule render_claims:
     threads: 1
     resources:
         mem_mb=growing(1000),
-        runtime=growing(10),
+        runtime=growing(5),
     params:
         settings=REPORT.model_dump_json(),
         out=subpath(output[0], strip_suffix=".md"),
@@ -111,7 +111,7 @@ rule render_page:
     threads: 1
     resources:
         mem_mb=growing(1000),
-        runtime=growing(10),
+        runtime=growing(5),
     params:
         settings=REPORT.model_dump_json(),
         code=code_hash("matvlm.report.render"),
@@ -135,7 +135,7 @@ rule summarise_metrics:
     threads: 1
     resources:
         mem_mb=growing(1000),
-        runtime=growing(10),
+        runtime=growing(5),
     params:
         code=code_hash("matvlm.report.metrics"),
     shell:

@@ -11,7 +11,7 @@ rule stage_teacher:
 
 rule stage_cache:
     input:
-        "<run>/cache/manifest.json" if CACHED else [],
+        "<run>/cache/manifest.json",
 
 
 rule stage_init:

@@ -17,6 +17,7 @@ if PRESET.teacher.source == "train":
         resources:
             mem_mb=growing(16000),
             runtime=growing(120),
+            gpus=PRESET.gpus.teacher,
         params:
             settings=PRESET.teacher.model_dump_json(),
             max_length=PRESET.data.max_length,
@@ -25,12 +26,13 @@ if PRESET.teacher.source == "train":
             out=subpath(output[0], parent=True),
             code=code_hash("matvlm.teacher.train"),
             state=f"runs/{CONFIG.preset}/state/teacher",
+            events=f"runs/{CONFIG.preset}/tensorboard/teacher",
         # State of another version of the code is not resumed; a finished run needs none.
         shell:
             "workflow/scripts/logged {log} python -m matvlm.teacher.train"
             " --settings {params.settings:q} --max-length {params.max_length}"
             " --data {params.data} --val {params.val}"
-            " --state {params.state}/{params.code} --out {params.out}"
+            " --state {params.state}/{params.code} --tensorboard {params.events} --out {params.out}"
             " && rm -rf {params.state}"
 
 else:
@@ -41,7 +43,9 @@ else:
                 f"{PRESET.teacher.path}/",
                 "config.json",
                 "model.safetensors",
+                "processor_config.json",
                 "provenance.json",
+                "tokenizer.json",
             ),
         output:
             "<run>/teacher/provenance.json",
