@@ -23,7 +23,7 @@ $(READY): envs/cpu.lock pyproject.toml
 	@touch $@
 
 reproduce: $(READY) ## From data to tables, figures and verdicts: the preset tiny, in results/tiny
-	$(BIN)/snakemake --cores all all
+	$(BIN)/snakemake all
 
 test: test-unit test-workflow ## All tests that need no GPU
 
