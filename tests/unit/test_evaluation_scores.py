@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 from matvlm.config import Evaluation
+from matvlm.errors import UserError
 from matvlm.evaluation.offline import offline
-from matvlm.evaluation.results import make_rows, sample_lines
+from matvlm.evaluation.results import identify, make_rows, sample_lines
 
 YESNO = [  # answer, prediction
     ("yes", "yes"),
@@ -102,3 +103,11 @@ def test_lmms_eval_finds_the_model_by_its_entry_point():
         from matvlm.evaluation.model import MatVLM
 
         assert get_model("matvlm") is MatVLM
+
+
+@pytest.mark.parametrize("text", ["", '{"text_config": {"model_ty', "[]", '{"text_config": 3}', "\xff"])
+def test_a_configuration_cut_short_is_one_line(tmp_path, text):
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match=r"config\.json: cut short") as caught:
+        identify(tmp_path, {"step": "train_teacher"})
+    assert "\n" not in str(caught.value)
