@@ -11,6 +11,8 @@ def stop(message):
 
 
 try:
-    read_yaml(Path("params.yaml"))
+    content = read_yaml(Path("params.yaml"))
 except ConfigError as error:
     stop(error)
+if not isinstance(content, dict):
+    stop("params.yaml: must be a mapping of keys to values")
