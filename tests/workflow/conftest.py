@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from local_workflow import Workflow
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -76,6 +77,12 @@ def origin(tmp_path_factory) -> Path:
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "Take the working tree")
     return folder
+
+
+@pytest.fixture
+def workflow(tmp_path) -> Workflow:
+    """A folder for a Snakefile of the test's own."""
+    return Workflow(tmp_path)
 
 
 @pytest.fixture
