@@ -9,7 +9,7 @@ TORCH := $(shell grep '^torch==' envs/cpu.lock)
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test test-unit test-workflow lint format schema lock clean
+.PHONY: help reproduce test test-unit test-workflow test-slurm lint format schema lock clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,13 +25,16 @@ $(READY): envs/cpu.lock pyproject.toml
 reproduce: $(READY) ## From data to tables, figures and verdicts: the preset tiny, in results/tiny
 	$(BIN)/snakemake all
 
-test: test-unit test-workflow ## All tests that need no GPU
+test: test-unit test-workflow test-slurm ## All tests that need no GPU
 
 test-unit: $(READY) ## The fast part, under two minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/unit
 
 test-workflow: $(READY) ## Whole runs of the smallest preset
 	$(BIN)/pytest tests/workflow
+
+test-slurm: $(READY) ## On a Slurm that the tests start; skipped where there can be none
+	$(BIN)/pytest tests/slurm
 
 lint: $(READY) ## ruff, snakefmt, snakemake --lint, and the drift of generated files
 	$(BIN)/ruff check .
