@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import yaml
+
 from conftest import ROOT, run, snakemake
 
 SETTINGS = "slurm={partition: gpu, account: lab, extra: --exclude=node7}"
