@@ -8,6 +8,7 @@ import shutil
 import time
 
 import pytest
+
 from conftest import clone, git, run, snakemake
 
 RESULTS = (

@@ -9,6 +9,7 @@ import subprocess
 import time
 
 import pytest
+
 from conftest import command, environment, snakemake
 
 CELLS = {"table_losses": 7, "table_layouts": 4, "table_ratios": 3, "table_inits": 3, "table_divergences": 5}
