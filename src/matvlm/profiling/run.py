@@ -19,12 +19,11 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from matvlm import config, provenance
 from matvlm.errors import UserError, one_line
 from matvlm.files import write_json, written_aside
 from matvlm.profiling.points import Point, points_of
+from matvlm.progress import progress
 
 if TYPE_CHECKING:
     from matvlm.profiling.point import Job
@@ -57,8 +56,7 @@ def profile(settings: config.Profile, teacher: Path, device: str) -> dict[str, d
     rounds = list(product(range(settings.repeats), points_of(settings), subjects))
     found: dict[tuple[int, Point, str], Row | None] = {}
     seconds = dict.fromkeys(subjects, 0.0)
-    bar = tqdm(rounds, desc="profile", mininterval=0.5 if sys.stderr.isatty() else 5)
-    for repeat, point, subject in bar:
+    for repeat, point, subject in progress(rounds, "profile"):
         if repeat and found[0, point, subject] is None:  # it will not fit the second time either
             continue
         layout = None if subject == TEACHER else subject

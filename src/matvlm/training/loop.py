@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import get_wsd_schedule
 
 from matvlm.config import Optimisation
 from matvlm.errors import Interrupted, UserError
+from matvlm.progress import progress
 from matvlm.training import checkpoint, interrupt
 
 LOG_COLUMNS = (
@@ -140,14 +140,7 @@ def train(
         rows = order(step)[accelerator.process_index :: ranks]
         return rows, [task.batch(part, step) for part in _split(rows, settings.micro_batch_size)]
 
-    bar = tqdm(
-        range(done.step, settings.steps),
-        desc=title,
-        initial=done.step,
-        total=settings.steps,
-        disable=not main,
-        mininterval=0.5 if sys.stderr.isatty() else 5,
-    )
+    bar = progress(range(done.step, settings.steps), title, initial=done.step, total=settings.steps)
     for step, (rows, batches) in zip(bar, _ahead(load, done.step, settings.steps), strict=True):
         torch.manual_seed((seed << 32) + step)
         counts = _reduce(accelerator, [task.counts(batch) for batch in batches])
@@ -190,10 +183,10 @@ def train(
             bar.set_postfix(loss=f"{values['loss']:.4f}", **{k: f"{v:.4f}" for k, v in validated.items()})
         stops = not last and any(_each(accelerator, interrupt.asked()))
         if main and (last or stops or at % settings.save_every == 0):
-            progress = checkpoint.Progress(
+            reached = checkpoint.Progress(
                 at, tokens, time.perf_counter() - start, _plain(scheduler.state_dict()), log.text()
             )
-            checkpoint.save(state, progress, weights, optimizer)
+            checkpoint.save(state, reached, weights, optimizer)
         if stops:
             bar.close()
             log.close()
