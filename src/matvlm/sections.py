@@ -188,6 +188,8 @@ class TeacherTraining(Optimisation):
     """Share of each batch drawn from easy-VQA, whose images are few."""
     start: Path | None = None
     """Folder of a teacher of the same architecture whose weights training starts from; none: random weights."""
+    compile: Annotated[bool, Strict()] = False
+    """Compile the decoder layers by torch.compile: faster on a GPU after half a minute, slower for few steps."""
 
 
 class EmbeddedTeacher(Model):

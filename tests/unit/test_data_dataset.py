@@ -118,7 +118,29 @@ def test_only_easy_vqa_is_mirrored(in_memory):
     assert torch.equal(in_memory.batch(range(len(in_memory)))["pixel_values"], plain), "the data itself changed"
 
 
-@pytest.mark.parametrize("option", [{"shuffle_turns": True}, {"drop_caption": 0.5}, {"flip": 0.5}])
+def test_only_easy_vqa_is_shifted(in_memory):
+    """By the same number of pixels everywhere, the border repeated: as a crop of the image with a wider border."""
+    rows, shift = range(len(in_memory)), 5
+    plain = in_memory.batch(rows)["pixel_values"]
+    shifted = in_memory.batch(rows, rng=np.random.default_rng(0), shift=shift)["pixel_values"]
+    wide = torch.nn.functional.pad(plain, (shift,) * 4, mode="replicate")
+    size, found = plain.shape[-1], set()
+    for place, name in enumerate(in_memory.ids):
+        crops = {
+            (down - shift, across - shift): wide[place, :, down : down + size, across : across + size]
+            for down in range(2 * shift + 1)
+            for across in range(2 * shift + 1)
+        }
+        moves = {move for move, crop in crops.items() if torch.equal(crop, shifted[place])}
+        if name.startswith("easy_vqa"):
+            assert moves
+            found |= moves
+        else:
+            assert (0, 0) in moves
+    assert len(found) > 1
+
+
+@pytest.mark.parametrize("option", [{"shuffle_turns": True}, {"drop_caption": 0.5}, {"flip": 0.5}, {"shift": 1}])
 def test_variation_needs_random_numbers(option, in_memory):
     with pytest.raises(ValueError, match="rng"):
         in_memory.batch([0], **option)

@@ -73,14 +73,17 @@ class InMemoryDataset:
         shuffle_turns: bool = False,
         drop_caption: float = 0.0,
         flip: float = 0.0,
+        shift: int = 0,
     ) -> dict[str, Any]:
         """Rows as one batch, padded on the right.
 
         Args:
-            rng: needed for the three options that follow, which vary the data for a teacher in training.
+            rng: needed for the options that follow, which vary the data for a teacher in training.
             shuffle_turns: put the questions of each row in a random order; a caption stays first.
             drop_caption: share of rows whose caption turn is left out.
             flip: share of the `flippable` rows whose image is mirrored left to right.
+            shift: pixels that images of the `flippable` rows are shifted by at most along each axis; the border is
+                repeated.
 
         Returns:
             `input_ids`, `attention_mask`, `labels` (B, T) int64, labels -100 where nothing is learnt,
@@ -102,22 +105,33 @@ class InMemoryDataset:
         batch: dict[str, Any] = {
             name: torch.from_numpy(array).to(device, non_blocking=True) for name, array in arrays.items()
         }
-        batch["pixel_values"] = self._pixels(rows, device, rng, flip)
+        batch["pixel_values"] = self._pixels(rows, device, rng, flip, shift)
         batch["ids"], batch["lengths"] = [self.ids[i] for i in rows], text.lengths
         batch["tokens"], batch["answers"] = int(text.lengths.sum()), int((text.labels != IGNORE).sum())
         return batch
 
     def _pixels(
-        self, rows: np.ndarray, device: torch.device | str, rng: np.random.Generator | None, flip: float
+        self,
+        rows: np.ndarray,
+        device: torch.device | str,
+        rng: np.random.Generator | None,
+        flip: float,
+        shift: int,
     ) -> Tensor:
         index = torch.from_numpy(rows.astype(np.int64)).to(self.images.device)
         pixels = self.images[index].to(device, non_blocking=True)  # (B, 3, S, S) uint8
-        if flip:
+        if flip or shift:
             if rng is None:
-                raise ValueError("flip needs rng")
-            mirrored = self.flippable[rows] & (rng.random(len(rows)) < flip)
-            which = torch.from_numpy(np.flatnonzero(mirrored)).to(device)
-            pixels[which] = pixels[which].flip(-1)
+                raise ValueError("flip and shift need rng")
+            size, varied = pixels.shape[-1], self.flippable[rows]
+            moved = rng.integers(-shift, shift + 1, (2, len(rows))) * varied
+            mirrored = varied & (rng.random(len(rows)) < flip)
+            down, across = np.clip(np.arange(size) + moved[..., None], 0, size - 1)  # (B, S) each
+            across = np.where(mirrored[:, None], across[:, ::-1], across)
+            down, across = (torch.from_numpy(places).to(device) for places in (down, across))
+            every = torch.arange(len(rows), device=pixels.device).view(-1, 1, 1, 1)
+            channels = torch.arange(pixels.shape[1], device=pixels.device).view(1, -1, 1, 1)
+            pixels = pixels[every, channels, down[:, None, :, None], across[:, None, None, :]]
         return pixels.float().div_(255).sub_(self._mean.to(device)).div_(self._std.to(device))
 
 

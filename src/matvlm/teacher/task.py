@@ -19,6 +19,8 @@ from matvlm.training.order import Order
 
 FLIP = 0.5
 """Share of easy-VQA's images that are mirrored; no question of it asks for a side."""
+SHIFT = 4
+"""Pixels that easy-VQA's images are shifted by at most, along each axis; no question of it asks for a place."""
 VALIDATION_BATCH = 256
 
 
@@ -43,6 +45,11 @@ class TeacherTask:
         self.model: nn.Module = model.train()
         self.device = model.device
         self.data, self.questions, self.settings = data.to(self.device), questions, settings
+        if settings.compile:
+            # The layers share one graph. The tower, a twentieth of the work, records its states by hooks, which
+            # would be compiled anew at each step.
+            for layer in model.model.language_model.layers:
+                layer.compile()
 
     def batch(self, rows: np.ndarray, step: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.settings.seed, step, int(rows[0])])
@@ -53,6 +60,7 @@ class TeacherTask:
             shuffle_turns=True,
             drop_caption=DROP_CAPTION,
             flip=FLIP,
+            shift=SHIFT,
         )
 
     def counts(self, batch: dict[str, Any]) -> dict[str, float]:

@@ -286,12 +286,15 @@ def _each(accelerator: Accelerator, value: float) -> list[float]:
 
 
 def _sum_gradients(accelerator: Accelerator, weights: dict[str, nn.Parameter]) -> None:
-    """Add up the devices' shares of each gradient. The trained part is small, so one reduction after the
+    """Add up the devices' shares of all gradients at once. The trained part is small, so one reduction after the
     last micro-batch is enough, and the model needs no wrapper."""
     if accelerator.num_processes > 1:
-        for weight in weights.values():
-            if weight.grad is not None:  # the loss may not use all of them
-                weight.grad = accelerator.reduce(weight.grad, "sum")
+        gradients = [
+            weight.grad for weight in weights.values() if weight.grad is not None
+        ]  # the loss may not use all
+        total = accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "sum")
+        for gradient, part in zip(gradients, total.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
 
 def _plain(state: dict) -> dict:
