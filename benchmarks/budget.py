@@ -1,6 +1,6 @@
 """How far the base cell of `tiny` comes in how many steps, from which the budget of its ablations was chosen.
 
-    snakemake stage_cache stage_init && python benchmarks/budget.py
+    snakemake stage_data stage_cache stage_init && python benchmarks/budget.py
 
 Each number of steps is a run of its own with its own schedule. Scores are on the questions of the validation split
 (the choice does not look at the test images). Writes results/benchmarks/budget.csv.
