@@ -63,7 +63,7 @@ def main() -> int:
     programs = {OURS: Path(sys.executable), OFFICIAL: make_environment(args.environment)}
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     try:
-        with slurm(folder / "slurm") as conf:
+        with slurm(folder / "slurm", "--accounting") as conf:  # which the official executor expects
             bench = Bench(folder, conf, programs)
             rows = [
                 bench.measure(executor, jobs, repeat)
@@ -84,9 +84,9 @@ def main() -> int:
 
 
 @contextlib.contextmanager
-def slurm(folder: Path) -> Iterator[str]:
-    """A Slurm with accounting, which the official executor expects; gives the path of its slurm.conf."""
-    command = [sys.executable, CLUSTER, folder, "accounting"]
+def slurm(folder: Path, *options: str) -> Iterator[str]:
+    """A Slurm; gives the path of its slurm.conf. For ``options`` see tests/slurm/cluster.py."""
+    command = [sys.executable, CLUSTER, folder, *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             name, _, conf = process.stdout.readline().strip().removeprefix("export ").partition("=")

@@ -12,6 +12,7 @@ All daemons are children in the foreground that die with this process. What they
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import contextlib
 import ctypes
@@ -39,7 +40,8 @@ class Cluster:
     Args:
         folder: on a local file system; of at most 70 characters, since sockets lie in it.
         accounting: start MariaDB and slurmdbd too.
-        nodes: how many nodes, each with its slurmd, 16 CPUs and 8 GPUs.
+        nodes: how many nodes, each with its slurmd and 8 GPUs.
+        cpus: of each node, as Slurm sees it.
         options: further settings of slurm.conf, or other values than ours.
 
     Attributes:
@@ -51,11 +53,13 @@ class Cluster:
         folder: Path,
         accounting: bool = False,
         nodes: int = 1,
+        cpus: int = 16,
         options: Mapping[str, object] | None = None,
     ) -> None:
         self.folder = folder
         self.accounting = accounting
         self.options = dict(options or {})
+        self.cpus = cpus
         self.nodes = [f"node{index}" for index in range(1, nodes + 1)]
         self.ports = free_ports(3 + nodes)
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
@@ -272,7 +276,9 @@ class Cluster:
             (etc / "slurmdbd.conf").chmod(0o600)
         for node, port in zip(self.nodes, nodes, strict=True):
             place = f"NodeHostname={values['host']} NodeAddr=127.0.0.1 Port={port}"
-            settings += f"NodeName={node} {place} CPUs=16 RealMemory=32000 Gres=gpu:{GPUS} State=UNKNOWN\n"
+            settings += (
+                f"NodeName={node} {place} CPUs={self.cpus} RealMemory=32000 Gres=gpu:{GPUS} State=UNKNOWN\n"
+            )
         for key, value in self.options.items():
             settings, count = re.subn(rf"(?m)^{key}=.*$", f"{key}={value}", settings)
             settings += "" if count else f"{key}={value}\n"
@@ -351,8 +357,13 @@ def die_with_parent() -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Start a Slurm, print SLURM_CONF, stop it on Ctrl-C.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--accounting", action="store_true")
+    parser.add_argument("--cpus", type=int, default=16)
+    given = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with Cluster(Path(sys.argv[1]).absolute(), accounting="accounting" in sys.argv[2:]) as started:
+    with Cluster(given.folder.absolute(), accounting=given.accounting, cpus=given.cpus) as started:
         print("".join(f"export {key}={value}\n" for key, value in started.environment().items()), flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()

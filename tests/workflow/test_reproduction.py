@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from conftest import clone, git, run, snakemake
+from checkouts import clone, git
+from conftest import run, snakemake
 
 RESULTS = (
     "index.html",

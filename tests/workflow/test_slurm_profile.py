@@ -7,7 +7,8 @@ from pathlib import Path
 
 import yaml
 
-from conftest import ROOT, run, snakemake
+from checkouts import ROOT
+from conftest import run, snakemake
 
 SETTINGS = "slurm={partition: gpu, account: lab, extra: --exclude=node7}"
 

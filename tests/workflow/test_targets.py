@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from conftest import command, environment, snakemake
+from checkouts import environment
+from conftest import command, snakemake
 
 CELLS = {"table_losses": 7, "table_layouts": 4, "table_ratios": 3, "table_inits": 3, "table_divergences": 5}
 
