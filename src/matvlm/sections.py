@@ -32,6 +32,7 @@ Init = Literal["attention", "random", "release-random"]
 Divergence = Literal["kl", "reverse", "jsd", "ce", "l2"]
 LossSet = Literal["prob", "layer", "ce", "prob+layer", "prob+ce", "layer+ce", "prob+layer+ce"]
 Split = Literal["train", "distill", "val", "test"]
+"""The place of a split in this list goes into the seeds of its scenes: do not reorder."""
 SlurmName = Annotated[str, Strict(), StringConstraints(pattern=r"^[^\s-]\S*$")]
 SlurmOptions = Annotated[str, Strict(), StringConstraints(pattern=r"^--[a-z][^\x00-\x1f]*$")]
 TASKS = ("easy_vqa_yesno", "easy_vqa_open", "sort_of_clevr_nonrelational", "sort_of_clevr_relational")

@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -21,9 +21,9 @@ from matvlm.data import sort_of_clevr as clevr
 from matvlm.errors import one_line
 from matvlm.files import written_aside
 from matvlm.progress import progress
+from matvlm.sections import Split
 
-SPLITS = ("train", "distill", "val", "test")
-"""The position of a split in this list goes into the seeds of its scenes: do not reorder."""
+SPLITS = get_args(Split)
 ASKED = ("val", "test")
 """Splits whose questions are also written one by one."""
 _CHUNK = 250

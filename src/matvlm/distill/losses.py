@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-DIVERGENCES = ("kl", "reverse", "jsd", "ce", "l2")
+from matvlm.sections import Divergence
+
+DIVERGENCES = get_args(Divergence)
 
 
 @dataclass(frozen=True)

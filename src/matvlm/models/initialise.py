@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -22,8 +23,9 @@ from matvlm.errors import one_line
 from matvlm.models.folder import load_model, save_model
 from matvlm.models.hybrid_phi import ATTENTION, MAMBA, HybridPhiConfig
 from matvlm.models.mixer import Mamba2Mixer
+from matvlm.sections import Init
 
-INITS = ("attention", "random", "release-random")
+INITS = get_args(Init)
 
 
 def student_config(teacher: LlavaConfig, layout: str, init: str) -> LlavaConfig:
