@@ -306,6 +306,11 @@ def test_latex_is_balanced_and_escaped():
     assert text.count(r"\midrule") == 2  # below the head and below the teacher
 
 
+def test_latex_breaks_long_headings():
+    long = replace(TABLE, columns=(Column("a", False), Column("Sort-of-CLEVR non-relational & more")))
+    assert r"a & \shortstack[r]{Sort-of-CLEVR \\ non-relational \\ \& more} \\" in writers.tex(long)
+
+
 def test_markdown_has_one_cell_a_column():
     text = writers.markdown(TABLE)
     cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in text.splitlines()]

@@ -6,10 +6,12 @@ import csv
 import io
 import json
 import shutil
+from functools import partialmethod
 
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from matvlm.config import EmbeddedTeacher
 from matvlm.data.dataset import load_split
@@ -166,6 +168,17 @@ def test_two_steps_of_training(settings, small, tmp_path, capsys):
     assert weights[0] == weights[1]
     assert trained(settings, small, tmp_path / "a" / "out", steps=2) == rows
     assert (tmp_path / "a" / "out" / "model.safetensors").read_bytes() == weights[0]
+
+
+def test_compiled_layers_train_as_plain_ones(settings, small, tmp_path, monkeypatch):
+    """Dynamo traces them, all into one graph; what a compiler makes of that is its own affair."""
+    counters.clear()
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
+    plain = trained(settings, small, tmp_path / "plain" / "out", steps=3)
+    assert not counters["stats"]
+    assert trained(settings, small, tmp_path / "compiled" / "out", steps=3, compile=True) == plain
+    assert 0 < counters["stats"]["unique_graphs"] < settings().text.layers
+    assert not counters["graph_break"]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])

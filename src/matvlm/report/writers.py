@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import html
 import re
+import textwrap
 from pathlib import Path
 
 from matvlm.files import write_text
-from matvlm.report.table import Entry, Row, Table
+from matvlm.report.table import Column, Entry, Row, Table
+
+TEX_HEADING = 14
+"""Most characters in a line of a LaTeX heading."""
 
 _TEX = {
     "\\": r"\textbackslash{}",
@@ -55,7 +59,7 @@ def markdown(table: Table) -> str:
 def tex(table: Table) -> str:
     """A `table` float, its notes below; it needs `\\usepackage{booktabs}` and nothing else."""
     columns = "".join("r" if column.numeric else "l" for column in table.columns)
-    head = " & ".join(escape_tex(column.header) for column in table.columns)
+    head = " & ".join(_tex_heading(column) for column in table.columns)
     body = ""
     for row, after in zip(table.rows, (*table.rows[1:], None), strict=True):
         body += " & ".join(_tex_cell(entry) for entry in row.entries) + r" \\" + "\n"
@@ -64,7 +68,7 @@ def tex(table: Table) -> str:
     notes = " ".join(escape_tex(note) for note in table.notes)
     return (
         f"% Made by: {table.command}\n"
-        "\\begin{table}\n\\centering\n"
+        "\\begin{table}\n\\centering\\footnotesize\\setlength{\\tabcolsep}{3pt}\n"
         f"\\caption{{{escape_tex(table.title)}}}\n\\label{{tab:{table.name}}}\n"
         f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{head} \\\\\n\\midrule\n"
         f"{body}\\bottomrule\n\\end{{tabular}}\n\n"
@@ -122,6 +126,13 @@ def _markdown_cell(entry: Entry) -> str:
     text = escape_markdown(entry.text)
     text = f"**{text}**" if entry.bold else text
     return f"{text} {escape_markdown(entry.spread)}".rstrip()
+
+
+def _tex_heading(column: Column) -> str:
+    """The heading in short lines, so that a table of many columns fits a page."""
+    lines = textwrap.wrap(column.header, TEX_HEADING, break_on_hyphens=False)
+    text = r" \\ ".join(escape_tex(line) for line in lines)
+    return f"\\shortstack[{'r' if column.numeric else 'l'}]{{{text}}}" if len(lines) > 1 else text
 
 
 def _tex_cell(entry: Entry) -> str:
