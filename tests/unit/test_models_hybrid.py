@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_models import grouped_query_teacher, padded_batch, prompt
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from matvlm.errors import UserError
@@ -11,7 +12,6 @@ from matvlm.layouts import LayoutError
 from matvlm.models.folder import load_model, save_model
 from matvlm.models.hybrid_phi import HybridPhiConfig
 from matvlm.models.initialise import build_student
-from matvlm.teacher.build import build_teacher
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 4, "vocab_size": 32}
 
@@ -23,27 +23,12 @@ def teacher(small, debug, request):
     if request.param == "multi-head":
         assert shared.config.text_config.num_key_value_heads == debug.teacher.text.heads
         return shared
-    text = debug.teacher.text.model_copy(update={"kv_heads": debug.teacher.text.heads // 2})
-    settings, found = debug.teacher.model_copy(update={"text": text}), shared.config
-    ids = {"image": found.image_token_id, "eos": found.text_config.eos_token_id, "pad": found.pad_token_id}
-    built = build_teacher(settings, vocab_size=found.text_config.vocab_size, token_ids=ids, seed=0).eval()
-    built.lm_head.weight.data *= 50
-    return built
+    return grouped_query_teacher(small, debug)
 
 
 @pytest.fixture(scope="module", params=["end-50", "even-25", "0,1,2", "even-100"])
 def student(teacher, request):
     return build_student(teacher, request.param, "attention", 1)
-
-
-def prompt(model, length=9, batch=2, images=True):
-    """Random text after the image's places."""
-    torch.manual_seed(0)
-    ids = torch.randint(10, 40, (batch, length))
-    count = model.config.image_seq_length if images else 0
-    ids = torch.cat([torch.full((batch, count), model.config.image_token_id), ids], 1)
-    size = model.config.vision_config.image_size
-    return {"input_ids": ids, "pixel_values": torch.randn(batch, 3, size, size)}
 
 
 def test_saved_and_loaded_is_the_same_model(student, small, tmp_path):
@@ -99,17 +84,12 @@ def test_steps_through_a_cache_give_the_logits_of_one_pass(student):
 
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_a_batch_padded_on_the_left_generates_what_each_prompt_does(student, use_cache):
-    short, long = prompt(student, 5, 1), prompt(student, 9, 1)
-    padding = torch.full((1, 4), student.config.pad_token_id)
-    ids = torch.cat([torch.cat([padding, short["input_ids"]], 1), long["input_ids"]])
-    mask = torch.ones_like(ids)
-    mask[0, :4] = 0
-    pixels = torch.cat([short["pixel_values"], long["pixel_values"]])
+    batch, prompts = padded_batch(student)
     options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "use_cache": use_cache}
-    together = student.generate(input_ids=ids, attention_mask=mask, pixel_values=pixels, **options)
-    for row, one in enumerate((short, long)):
+    together = student.generate(**batch, **options)
+    for row, one in enumerate(prompts):
         alone = student.generate(**one, attention_mask=torch.ones_like(one["input_ids"]), **options)
-        assert torch.equal(together[row, ids.shape[1] :], alone[0, one["input_ids"].shape[1] :])
+        assert torch.equal(together[row, batch["input_ids"].shape[1] :], alone[0, one["input_ids"].shape[1] :])
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -33,11 +33,9 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from matvlm.models.mixer import Mamba2Mixer
 
 MAMBA, ATTENTION, COUNTING = "linear_attention", "full_attention", "hybrid"
-MASKS = {
-    ATTENTION: create_causal_mask,
-    MAMBA: create_recurrent_attention_mask,
-    COUNTING: create_recurrent_attention_mask,
-}
+MASKS = {ATTENTION: create_causal_mask, MAMBA: create_recurrent_attention_mask}
+MASK_OF = {ATTENTION: ATTENTION, MAMBA: MAMBA, COUNTING: MAMBA}
+"""Which mask a layer reads. `generate` makes both itself for a static cache, under these names."""
 
 
 class HybridPhiConfig(PhiConfig):
@@ -161,7 +159,8 @@ class HybridPhiModel(HybridPhiPreTrainedModel, PhiModel):
                 "past_key_values": past_key_values,
                 "position_ids": position_ids,
             }
-            masks = {kind: MASKS[kind](**arguments) for kind in set(self.config.layer_types)}
+            needed = {MASK_OF[kind] for kind in self.config.layer_types}
+            masks = {kind: MASKS[kind](**arguments) for kind in needed}
         if past_key_values is not None and COUNTING in self.config.layer_types:
             marks = torch.ones((*inputs_embeds.shape[:2], 1), dtype=torch.uint8, device=inputs_embeds.device)
             past_key_values.update(marks[:, None], marks[:, None], 0)  # (b, 1, l, 1)
@@ -171,7 +170,7 @@ class HybridPhiModel(HybridPhiPreTrainedModel, PhiModel):
         for kind, layer in zip(self.config.layer_types, self.layers, strict=True):
             hidden_states = layer(
                 hidden_states,
-                attention_mask=masks[kind],
+                attention_mask=masks[MASK_OF[kind]],
                 position_ids=position_ids,
                 past_key_values=past_key_values,
                 use_cache=use_cache,
