@@ -56,7 +56,26 @@ def open_image(path: str, root: Path, max_pixels: int = MAX_PIXELS) -> Image.Ima
     Raises:
         DataError: outside ``root``, missing, not an image, cut short, or too large.
     """
-    full = resolve_image(path, root)
+    return _decode(resolve_image(path, root), path, max_pixels)
+
+
+def open_own_image(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """As `open_image`, of a file that the user names himself: it may lie anywhere.
+
+    Raises:
+        DataError: missing, not an image, cut short, or too large.
+    """
+    try:
+        there = path.is_file()
+    except (OSError, ValueError) as error:  # a folder without permission, a NUL character
+        raise DataError(f"image {str(path)!r}: {_first_line(error)}") from None
+    if not there:
+        raise DataError(f"image {str(path)!r}: no such file")
+    return _decode(path, str(path), max_pixels)
+
+
+def _decode(full: Path, path: str, max_pixels: int) -> Image.Image:
+    """Decode the file ``full``, which messages call ``path``."""
     try:
         with Image.open(full, formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
