@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from safetensors import SafetensorError
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.utils import logging
 
 import matvlm.models  # noqa: F401  registers the hybrid text models
@@ -92,6 +92,31 @@ def load_model(folder: Path, **kwargs) -> LlavaForConditionalGeneration:
         UserError: the folder is not whole, or its tensors are not those that its config asks for.
     """
     check_folder(folder)
+    return load_checked(folder, **kwargs)
+
+
+def read_config(folder: Path) -> LlavaConfig:
+    """The configuration of a model folder.
+
+    Raises:
+        UserError: it is no LLaVA model's, or cannot be read.
+    """
+    path = folder / "config.json"
+    try:
+        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        raise UserError(f"{path}: missing or not the JSON of a model's configuration") from None
+    if kind != LlavaConfig.model_type:
+        raise UserError(f"{path}: model_type: is {kind!r}; teachers and students are {LlavaConfig.model_type!r}")
+    try:
+        return LlavaConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: {(str(error).splitlines() or ['unreadable'])[0]}") from None
+
+
+def load_checked(folder: Path, **kwargs) -> LlavaForConditionalGeneration:
+    """As `load_model`, of a folder that `check_folder` has just found whole."""
+    read_config(folder)
     try:
         model, info = LlavaForConditionalGeneration.from_pretrained(
             folder, local_files_only=True, output_loading_info=True, **kwargs
