@@ -6,6 +6,8 @@ What takes seconds to import is imported where it is used, so that help and mist
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -15,11 +17,12 @@ from matvlm.errors import UserError, one_line
 
 @one_line
 def main(argv: list[str] | None = None) -> int:
-    """Check configurations, caches, models and conversations; say what a preset costs."""
+    """Ask a model about an image; check configurations, caches, models and files; say what a preset costs."""
     parser = argparse.ArgumentParser(prog="matvlm", description=main.__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_check(commands)
     _add_plan(commands)
+    _add_generate(commands)
     args = parser.parse_args(argv)
     return args.run(args)
 
@@ -51,6 +54,48 @@ def _add_plan(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--preset", metavar="NAME", help="default: the preset in use")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), metavar="FILE")
     parser.set_defaults(run=_plan)
+
+
+def _add_generate(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "generate",
+        help="ask a model about an image",
+        description="Answer each QUESTION about an image, on stdout as the answer is made; a later question sees "
+        "the earlier answers. Without a QUESTION they are read from stdin, one a line.",
+    )
+    parser.add_argument("questions", nargs="*", metavar="QUESTION")
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="folder of a teacher or student")
+    parser.add_argument("--image", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--max-new-tokens", type=int, default=512, metavar="N", help="of an answer; default: 512")
+    parser.add_argument("--temperature", type=float, metavar="T", help="sample; default: greedy")
+    parser.add_argument("--top-p", type=float, metavar="P", help="sample from the likeliest tokens of this sum")
+    parser.add_argument("--seed", type=int, metavar="N", help="of the sampling; default: another answer each time")
+    parser.add_argument("--num-beams", type=int, default=1, metavar="N", help="beam search, printed at its end")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:0, …; default: a GPU if there is one")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="default: bfloat16 on a GPU, else float32",
+    )
+    parser.set_defaults(run=_generate)
+
+
+def _generate(args: argparse.Namespace) -> int:
+    from matvlm.generation.decoding import Decoding
+
+    decoding = Decoding(args.max_new_tokens, args.temperature, args.top_p, args.seed, args.num_beams)
+    from matvlm.generation.terminal import converse
+
+    try:
+        converse(args.model, args.image, args.questions, decoding, args.device, args.dtype)
+    except KeyboardInterrupt:
+        print()
+        return 130  # as shells have it: 128 + SIGINT
+    except BrokenPipeError:  # whoever read the answer has what they wanted, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its exit
+        return 141  # 128 + SIGPIPE
+    return 0
 
 
 def _plan(args: argparse.Namespace) -> int:
