@@ -59,12 +59,12 @@ class Size:
 def measure(config: LlavaConfig, length: int) -> Size:
     """Size of a teacher or student, for sequences of ``length`` positions."""
     import torch
-    from transformers import LlavaForConditionalGeneration
 
     from matvlm.distill.task import select_trainable
+    from matvlm.models.llava import new_model
 
     with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config)
+        model = new_model(config)
     text = config.text_config
     replaced = getattr(text, "mamba_layers", [])
     if replaced:
@@ -138,10 +138,11 @@ def teacher_architecture(preset: Preset) -> LlavaConfig:
 
         ids = {"image": 0, "eos": 0, "pad": 0}
         return teacher_config(preset.teacher, vocab_size=len(vocabulary()), token_ids=ids)
-    from transformers import LlavaConfig
+    from matvlm.models.folder import model_class
 
     try:
-        return LlavaConfig.from_pretrained(preset.teacher.path, local_files_only=True)
+        config_class = model_class(preset.teacher.path).config_class
+        return config_class.from_pretrained(preset.teacher.path, local_files_only=True)
     except (OSError, ValueError) as error:
         raise UserError(f"{preset.teacher.path}: no configuration of a LLaVA model: {error}") from None
 

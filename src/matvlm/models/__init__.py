@@ -1,5 +1,12 @@
-"""The hybrid models; importing this registers them with transformers' Auto classes."""
+"""The models of our own; importing this registers them with transformers' Auto classes."""
 
 from matvlm.models.hybrid_phi import HybridPhiConfig, HybridPhiForCausalLM, HybridPhiModel
+from matvlm.models.llava import LlavaHeadBiasConfig, LlavaHeadBiasForConditionalGeneration
 
-__all__ = ["HybridPhiConfig", "HybridPhiForCausalLM", "HybridPhiModel"]
+__all__ = [
+    "HybridPhiConfig",
+    "HybridPhiForCausalLM",
+    "HybridPhiModel",
+    "LlavaHeadBiasConfig",
+    "LlavaHeadBiasForConditionalGeneration",
+]

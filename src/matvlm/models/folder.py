@@ -13,6 +13,7 @@ from transformers.utils import logging
 import matvlm.models  # noqa: F401  registers the hybrid text models
 from matvlm.errors import UserError
 from matvlm.files import write_json, written_aside
+from matvlm.models.llava import CLASSES
 from matvlm.provenance import file_hash
 
 PROVENANCE = "provenance.json"
@@ -82,6 +83,17 @@ def check_folder(folder: Path) -> dict:
     return provenance
 
 
+def model_class(folder: Path) -> type[LlavaForConditionalGeneration]:
+    """Class of the model in a folder, by the ``model_type`` of its configuration; LLaVA where that says nothing.
+
+    Raises:
+        OSError, ValueError: its config.json cannot be read.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    return CLASSES.get(kind, LlavaForConditionalGeneration)
+
+
 def load_model(folder: Path, **kwargs) -> LlavaForConditionalGeneration:
     """A teacher or student from its folder, strictly: every tensor there, none left over, in evaluation mode.
 
@@ -118,7 +130,7 @@ def load_checked(folder: Path, **kwargs) -> LlavaForConditionalGeneration:
     """As `load_model`, of a folder that `check_folder` has just found whole."""
     read_config(folder)
     try:
-        model, info = LlavaForConditionalGeneration.from_pretrained(
+        model, info = model_class(folder).from_pretrained(
             folder, local_files_only=True, output_loading_info=True, **kwargs
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:

@@ -22,6 +22,7 @@ from matvlm import layouts, provenance
 from matvlm.errors import one_line
 from matvlm.models.folder import load_model, save_model
 from matvlm.models.hybrid_phi import ATTENTION, MAMBA, HybridPhiConfig
+from matvlm.models.llava import new_model
 from matvlm.models.mixer import Mamba2Mixer
 from matvlm.sections import Init
 
@@ -42,7 +43,7 @@ def student_config(teacher: LlavaConfig, layout: str, init: str) -> LlavaConfig:
     config = teacher.to_dict()
     for key in ("model_type", "text_config", "transformers_version"):
         config.pop(key, None)
-    return LlavaConfig(
+    return type(teacher)(
         **config, text_config=HybridPhiConfig(**text, layer_types=kinds, mamba_init=init, mamba_chunk_size=64)
     )
 
@@ -57,7 +58,7 @@ def build_student(
     """
     config = student_config(teacher.config, layout, init)
     torch.manual_seed(seed)
-    student = LlavaForConditionalGeneration(config).to(teacher.dtype).eval()
+    student = new_model(config).to(teacher.dtype).eval()
     given = teacher.state_dict()
     state = student.state_dict()
     prefixes = [f"model.language_model.layers.{index}." for index in config.text_config.mamba_layers]
