@@ -17,12 +17,13 @@ from matvlm.errors import UserError, one_line
 
 @one_line
 def main(argv: list[str] | None = None) -> int:
-    """Ask a model about an image; check configurations, caches, models and files; say what a preset costs."""
+    """Ask a model about an image; convert checkpoints; check files and folders; say what a preset costs."""
     parser = argparse.ArgumentParser(prog="matvlm", description=main.__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_check(commands)
     _add_plan(commands)
     _add_generate(commands)
+    _add_convert(commands)
     args = parser.parse_args(argv)
     return args.run(args)
 
@@ -95,6 +96,34 @@ def _generate(args: argparse.Namespace) -> int:
     except BrokenPipeError:  # whoever read the answer has what they wanted, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its exit
         return 141  # 128 + SIGPIPE
+    return 0
+
+
+def _add_convert(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "convert",
+        help="convert checkpoints of the paper's release, in and out",
+        description="Convert a TinyLLaVA Factory or MaTVLM checkpoint to a model folder, or a model folder back.",
+    )
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="folder of the checkpoint")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="folder to be made")
+    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="with the tokenizer, if SOURCE has none")
+    parser.add_argument(
+        "--like", type=Path, metavar="FOLDER", help="of the release, for what only it has (see docs)"
+    )
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: as in SOURCE")
+    parser.set_defaults(run=_convert)
+
+
+def _convert(args: argparse.Namespace) -> int:
+    from matvlm.convert.run import convert
+
+    report = convert(args.source, args.out, tokenizer=args.tokenizer, like=args.like, dtype=args.dtype)
+    for title in ("left_out", "added", "notes"):
+        for line in getattr(report, title):
+            print(f"{title.replace('_', ' ')}: {line}")
+    files = f"{report.files} file{'s' if report.files > 1 else ''}"
+    print(f"{args.out}: {report.tensors:,} tensors, {report.bytes / 1e9:,.2f} GB in {files}")
     return 0
 
 
