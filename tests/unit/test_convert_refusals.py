@@ -48,6 +48,8 @@ def refused(tmp_path, source, **options) -> str:
         ({"connector_type": "resampler"}, ["connector_type", "'resampler'", "'mlp2x_gelu'"]),
         ({"vision_feature_select_strategy": "full"}, ["select_strategy", "'patch' or 'cls_patch'"]),
         ({"vision_feature_layer": [1, 2]}, ["vision_feature_layer", "[1, 2]"]),
+        ({"vision_feature_layer": -5}, ["vision_feature_layer", "-5", "-4 to 3"]),
+        ({"model_type": ["tinyllava"]}, ["model_type"]),
         ({"tokenizer_padding_side": "up"}, ["tokenizer_padding_side", "'up'"]),
     ],
 )
@@ -68,6 +70,8 @@ def test_another_family(release, tmp_path, change, words):
             {"vocab_size": 400},
             ["3 tensors misshapen", "embed_tokens.weight [320, 32], not [400, 32]"],
         ),
+        ("text_config", {"rope_theta": -1.0}, ["rope_theta", "above 0"]),
+        ("text_config", {"partial_rotary_factor": 1.5}, ["partial_rotary_factor", "up to 1"]),
         ("text_config", {"vocab_size": 0}, ["vocab_size", "0", "above 0"]),
         ("vision_config", {"num_hidden_layers": 5}, ["vision_config.num_hidden_layers", "5", "3 layers"]),
         ("vision_config", {"image_size": 32}, ["position_embedding.weight [16, 24], not [64, 24]"]),

@@ -63,7 +63,6 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.entries: dict[str, Entry] = {}
-        self._open: tuple[Path, object] | None = None
         mapped = self._index()
         for name in sorted(set(mapped.values())) if mapped is not None else [SINGLE]:
             self._read(folder / name)
@@ -71,15 +70,9 @@ class Checkpoint:
             self._check_index(mapped)
 
     def load(self, name: str) -> Tensor:
-        """A tensor as it is on disk. Tensors of one file are best read one after the other."""
-        path = self.entries[name].file
-        if self._open is None or self._open[0] != path:
-            self._open = (path, safe_open(path, "pt"))
-        return self._open[1].get_tensor(name)
-
-    def close(self) -> None:
-        """Let go of the file that is open."""
-        self._open = None
+        """A tensor as it is on disk: pages of the file, mapped until the tensor goes."""
+        with safe_open(self.entries[name].file, "pt") as file:
+            return file.get_tensor(name)
 
     def dtype(self, names: Iterable[str], wanted: torch.dtype | None = None) -> torch.dtype:
         """``wanted``, or else the one type that the tensors ``names`` have.

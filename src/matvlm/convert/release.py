@@ -8,6 +8,7 @@ are read.
 
 from __future__ import annotations
 
+import math
 from dataclasses import fields
 from pathlib import Path
 
@@ -58,8 +59,6 @@ def read_release(folder: Path) -> tuple[LlavaConfig, dict]:
     select = raw.get("vision_feature_select_strategy", "patch")
     _allowed(path, "vision_feature_select_strategy", select, list(SELECT))
     layer = raw.get("vision_feature_layer", -2)
-    if not isinstance(layer, int):
-        raise UserError(f"{path}: vision_feature_layer: is {layer!r}; allowed: a whole number")
 
     text_config = _built(path, "text_config", TEXT[text["model_type"]], text)
     vision_config = _built(path, "vision_config", SiglipVisionConfig, vision | {"vision_use_head": False})
@@ -67,6 +66,9 @@ def read_release(folder: Path) -> tuple[LlavaConfig, dict]:
     if hybrid.is_file():
         _allowed(hybrid, "(beside it) text_config.model_type", text["model_type"], ["phi"])
         text_config = _hybrid(hybrid, text_config)
+    depth = vision_config.num_hidden_layers
+    if not isinstance(layer, int) or isinstance(layer, bool) or not -depth - 1 <= layer <= depth:
+        raise UserError(f"{path}: vision_feature_layer: is {layer!r}; allowed: {-depth - 1} to {depth}")
     patches = (vision_config.image_size // vision_config.patch_size) ** 2
     made = LlavaHeadBiasConfig if text["model_type"] == "phi" else LlavaConfig
     config = made(
@@ -108,6 +110,10 @@ def _built(path: Path, part: str, kind: type[PreTrainedConfig], raw: dict) -> Pr
             raise UserError(f"{path}: {part}.{key}: is {value!r}; allowed: a whole number above 0")
     if config.hidden_size % config.num_attention_heads:
         raise UserError(f"{path}: {part}.num_attention_heads: must divide hidden_size ({config.hidden_size})")
+    rope = getattr(config, "rope_parameters", None) or {}
+    for key, most in (("partial_rotary_factor", 1), ("rope_theta", math.inf)):
+        if not isinstance(value := rope.get(key, 1), int | float) or not 0 < value <= most:
+            raise UserError(f"{path}: {part}.{key}: is {value!r}; allowed: above 0, up to {most}")
     return config
 
 

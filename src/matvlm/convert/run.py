@@ -47,7 +47,7 @@ def convert(
         if like is not None:
             raise UserError(f"--like: is for the way to the release's layout, which {source} has already")
         return to_ours(source, out, tokenizer=tokenizer, dtype=wanted, limit=limit)
-    if kind in CLASSES:
+    if isinstance(kind, str) and kind in CLASSES:
         if tokenizer is not None:
             raise UserError(f"--tokenizer: is for checkpoints of the release, and {source} is one of ours")
         return to_release(source, out, like=like, dtype=wanted, limit=limit)

@@ -70,7 +70,6 @@ def to_ours(
     }
     with written_aside(out) as aside:
         report.count(items, write_shards(aside, items, limit))
-        checkpoint.close()
         config.save_pretrained(aside)
         text = config.text_config
         GenerationConfig(

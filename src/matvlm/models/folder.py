@@ -91,7 +91,7 @@ def model_class(folder: Path) -> type[LlavaForConditionalGeneration]:
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     kind = config.get("model_type") if isinstance(config, dict) else None
-    return CLASSES.get(kind, LlavaForConditionalGeneration)
+    return CLASSES.get(str(kind), LlavaForConditionalGeneration)
 
 
 def load_model(folder: Path, **kwargs) -> LlavaForConditionalGeneration:
