@@ -2,9 +2,9 @@
 
     python benchmarks/conversion.py
 
-Each conversion is a process of its own. Needs 20 GB of disk below --folder. `peak_rss_bytes` counts pages of mapped
-files too, which the system may take back at any time; `peak_anonymous_bytes` does not. Both are above what the
-process held when its libraries were imported. Writes results/benchmarks/conversion.csv.
+Each conversion is a process of its own. Needs 20 GB of disk below --folder. `peak_rss_bytes` counts pages of
+mapped files too, which the system may take back at any time; `peak_anonymous_bytes` does not. Both are above what
+the process held when its libraries were imported. Writes results/benchmarks/conversion.csv.
 """
 
 from __future__ import annotations
