@@ -42,7 +42,8 @@ def test_it_is_the_console_script():
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["check", "--help"], ["plan", "--help"], ["plan", "--params", "none"]]
+    "words",
+    [["--help"], ["check", "--help"], ["convert", "--help"], ["plan", "--help"], ["plan", "--params", "none"]],
 )
 def test_help_and_mistakes_come_at_once(words):
     """Without torch, whose import alone takes seconds."""
