@@ -1,4 +1,4 @@
-"""What a conversion at full size takes of memory and time: random weights in the release's layout, there and back.
+"""What a conversion at full size takes of memory: random weights in the release's layout, there and back.
 
     python benchmarks/conversion.py
 
@@ -17,14 +17,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 TEXT = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 32, "num_attention_heads": 32}
 VISION = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
 REPLACED = range(0, 32, 4)
 WAYS = ("to_ours", "to_release")
-COLUMNS = ("way", "weight_bytes", "peak_rss_bytes", "peak_anonymous_bytes", "wall_s")
+COLUMNS = ("way", "weight_bytes", "peak_rss_bytes", "peak_anonymous_bytes")
 
 
 def main() -> None:
@@ -83,7 +82,7 @@ def make_release(folder: Path, layers: int) -> None:
     write_shards(folder, items, 5_000_000_000)
 
 
-def measure(source: str, out: str, like: str) -> dict[str, float | int]:
+def measure(source: str, out: str, like: str) -> dict[str, int]:
     """Convert in this process, with its memory looked at every few milliseconds."""
     from matvlm.convert.run import convert
 
@@ -95,18 +94,11 @@ def measure(source: str, out: str, like: str) -> dict[str, float | int]:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    start = time.perf_counter()
     report = convert(Path(source), Path(out), like=Path(like) if like else None)
-    wall = time.perf_counter() - start
     end.set()
     watcher.join()
     rss, anonymous = (peak - base for peak, base in zip(peaks, before, strict=True))
-    return {
-        "weight_bytes": report.bytes,
-        "peak_rss_bytes": rss,
-        "peak_anonymous_bytes": anonymous,
-        "wall_s": round(wall, 1),
-    }
+    return {"weight_bytes": report.bytes, "peak_rss_bytes": rss, "peak_anonymous_bytes": anonymous}
 
 
 def resident() -> tuple[int, int]:
