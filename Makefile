@@ -34,7 +34,7 @@ test-workflow: $(READY) ## Whole runs of the smallest preset
 	$(BIN)/pytest tests/workflow
 
 test-slurm: $(READY) ## On a Slurm that the tests start; skipped where there can be none
-	$(BIN)/pytest tests/slurm
+	$(BIN)/pytest -n 2 --dist loadfile tests/slurm
 
 lint: $(READY) ## ruff, snakefmt, snakemake --lint, and the drift of generated files
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -15,19 +16,22 @@ from cluster import Cluster
 PROGRAMS = {"sbatch": "slurm-wlm", "slurmctld": "slurm-wlm", "slurmd": "slurm-wlm", "munged": "munge"}
 ACCOUNTING = {"slurmdbd": "slurmdbd", "mariadbd": "mariadb-server", "mariadb-install-db": "mariadb-server"}
 COMMANDS = ("squeue", "sacct", "scancel", "scontrol", "sinfo", "sbatch")
+LOCK = Path(tempfile.gettempdir()) / "install-slurm.lock"
 POLICY = Path("/usr/sbin/policy-rc.d")
 
 
 def require(programs: dict[str, str]) -> None:
     """Make sure that programs are there, given with their packages: install them in CI, else skip."""
-    missing = sorted({package for program, package in programs.items() if shutil.which(program) is None})
     if os.geteuid() != 0:
         pytest.skip("a Slurm of one's own needs root")
-    if not missing:
-        return
-    if os.environ.get("CI") != "true" or shutil.which("apt-get") is None:
-        pytest.skip(f"not installed: {' '.join(missing)} (with CI=true the tests install them by apt-get)")
-    install(missing)
+    with LOCK.open("w") as lock:  # tests run in several processes
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        missing = sorted({package for program, package in programs.items() if shutil.which(program) is None})
+        if not missing:
+            return
+        if os.environ.get("CI") != "true" or shutil.which("apt-get") is None:
+            pytest.skip(f"not installed: {' '.join(missing)} (with CI=true the tests install them by apt-get)")
+        install(missing)
 
 
 def install(packages: list[str]) -> None:
