@@ -13,9 +13,9 @@ from transformers import LlavaForConditionalGeneration
 from matvlm.config import Distillation
 from matvlm.data.dataset import InMemoryDataset
 from matvlm.distill import losses
-from matvlm.distill.forward import embed, language_pass
 from matvlm.distill.targets import Online, Source
 from matvlm.errors import UserError
+from matvlm.models.forward import embed, language_pass
 
 VALIDATION_BATCH = 16
 

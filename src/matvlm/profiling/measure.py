@@ -21,8 +21,8 @@ from transformers import LlavaForConditionalGeneration
 from transformers.cache_utils import Cache
 
 from matvlm.config import Profile
-from matvlm.distill.forward import vision_features
 from matvlm.errors import UserError
+from matvlm.models.forward import vision_features
 from matvlm.profiling.memory import measure_peak
 from matvlm.profiling.points import Point, points_of
 

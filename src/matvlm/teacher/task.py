@@ -13,8 +13,8 @@ from transformers import LlavaForConditionalGeneration
 
 from matvlm.config import TeacherTraining
 from matvlm.data.dataset import DROP_CAPTION, InMemoryDataset
-from matvlm.distill.forward import embed, language_pass, vision_features
 from matvlm.distill.losses import answer_cross_entropy
+from matvlm.models.forward import embed, language_pass, vision_features
 from matvlm.training.order import Order
 
 FLIP = 0.5
