@@ -108,6 +108,13 @@ class Preset(Model):
             unknown = [task for task in self.evaluate.tasks if task not in TASKS]
             if unknown:
                 raise wrong("evaluate.tasks", f"unknown task {unknown[0]!r}; allowed: {', '.join(TASKS)}")
+        if isinstance(self.teacher, EmbeddedTeacher):
+            image, longest = self.teacher.image_tokens, self.teacher.text.max_position_embeddings
+            if self.data.max_length <= image:
+                problem = f"{self.data.max_length} leaves no room for text; an image takes {image}"
+                raise wrong("data.max_length", problem)
+            if found := self.profile.problem(image, longest):
+                raise wrong(f"profile.{found[0]}", found[1])
         for step, training in (("distill", self.distill), ("teacher", getattr(self.teacher, "training", None))):
             gpus = getattr(self.gpus, step)
             if training is not None and gpus > training.batch_size:

@@ -138,13 +138,9 @@ def teacher_architecture(preset: Preset) -> LlavaConfig:
 
         ids = {"image": 0, "eos": 0, "pad": 0}
         return teacher_config(preset.teacher, vocab_size=len(vocabulary()), token_ids=ids)
-    from matvlm.models.folder import model_class
+    from matvlm.models.folder import read_config
 
-    try:
-        config_class = model_class(preset.teacher.path).config_class
-        return config_class.from_pretrained(preset.teacher.path, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{preset.teacher.path}: no configuration of a LLaVA model: {error}") from None
+    return read_config(preset.teacher.path)
 
 
 def tables_of(cell: Cell, preset: Preset, base: BaseCell) -> str:

@@ -61,10 +61,11 @@ def git_state(root: Path = Path(".")) -> tuple[str, bool | None]:
     """Commit and whether files other than results differ from it.
 
     Where only files travelled, without the repository, the environment variable ``MATVLM_COMMIT`` names the
-    commit that they were taken from, unchanged; without it too the answer is `("", None)`.
+    commit that they were taken from, with ``-dirty`` behind it if they were changed; without it too the answer is
+    `("", None)`.
     """
     if commit := os.environ.get("MATVLM_COMMIT"):
-        return commit, False
+        return commit.removesuffix("-dirty"), commit.endswith("-dirty")
     try:
         commit = _git(root, "rev-parse", "HEAD")
         changes = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")

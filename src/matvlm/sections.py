@@ -67,6 +67,9 @@ class EmbeddedData(Model):
         used = sum(self.splits[name].easy_vqa for name in ("train", "distill", "val"))
         if used > 4000:
             raise ValueError(f"train, distill and val take {used} easy_vqa images; the package has 4000")
+        for name in ("distill", "val", "test"):
+            if not self.splits[name].easy_vqa + self.splits[name].sort_of_clevr:
+                raise ValueError(f"splits.{name} has no images; students are trained and scored on it")
         if self.splits["test"].easy_vqa > 1000:
             raise ValueError("test takes more easy_vqa images than the 1000 of the package")
         return self
@@ -225,6 +228,12 @@ class EmbeddedTeacher(Model):
         """Decoder layers of the language model."""
         return self.text.layers
 
+    @property
+    def image_tokens(self) -> int:
+        """Image tokens that reach the language model; `default` drops the first patch, as the release does."""
+        patches = (self.vision.image_size // self.vision.patch_size) ** 2
+        return patches - (self.vision_feature_select_strategy == "default")
+
 
 class CheckpointTeacher(Model):
     """A teacher that the user has on disk, in the Hugging Face LLaVA format."""
@@ -279,7 +288,7 @@ class Distillation(Optimisation):
 class Evaluation(Model):
     """Benchmarks, run through lmms-eval."""
 
-    tasks: tuple[str, ...] = TASKS
+    tasks: Axis[str] = TASKS
     """Names of lmms-eval tasks."""
     limit: PositiveInt | None = None
     """Questions of each task; null means all."""
@@ -308,6 +317,21 @@ class Profile(Model):
     """Times that every point is measured, each in a process of its own."""
     threads: PositiveInt = 1
     """CPU threads that torch may use."""
+
+    def problem(self, image_tokens: int, max_positions: int) -> tuple[str, str] | None:
+        """The key and what is wrong with it for a model whose image takes ``image_tokens`` and whose sequences are
+        at most ``max_positions`` long; none if every point can be measured."""
+        prompt, generated = min(self.prompt_tokens), min(self.generated_tokens)
+        if prompt <= image_tokens:
+            return "prompt_tokens", f"{prompt} leaves no room for text; an image takes {image_tokens}"
+        if generated < (steps := self.warmup_steps + self.decode_steps):
+            needed = f"warmup_steps + decode_steps ({steps}), which are the last ones generated"
+            return "generated_tokens", f"{generated} is less than {needed}"
+        prompt, generated = max(self.prompt_tokens), max(self.generated_tokens)
+        if prompt + generated > max_positions:
+            limit = f"the model's max_position_embeddings ({max_positions})"
+            return "generated_tokens", f"{generated} after {prompt} prompt_tokens exceed {limit}"
+        return None
 
 
 class Gpus(Model):

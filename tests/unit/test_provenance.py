@@ -56,6 +56,8 @@ def test_a_folder_without_repository(tmp_path, monkeypatch):
     assert provenance.git_state(tmp_path) == ("", None)
     monkeypatch.setenv("MATVLM_COMMIT", "abc")
     assert provenance.git_state(tmp_path) == ("abc", False)
+    monkeypatch.setenv("MATVLM_COMMIT", "abc-dirty")
+    assert provenance.git_state(tmp_path) == ("abc", True)
 
 
 def test_without_git(repository, monkeypatch):

@@ -19,7 +19,7 @@ from matvlm.data.processor import load_processor
 from matvlm.models.folder import load_model
 from matvlm.provenance import file_hash
 from matvlm.teacher import fetch, train
-from matvlm.teacher.build import build_teacher, image_tokens, teacher_config
+from matvlm.teacher.build import build_teacher, teacher_config
 from matvlm.teacher.task import mixed_order
 
 IDS = {"image": 3, "eos": 0, "pad": 1}
@@ -37,7 +37,7 @@ def settings(debug):
 def test_sizes_are_those_configured(settings, strategy, tokens):
     made = settings(vision_feature_select_strategy=strategy)
     config = teacher_config(made, vocab_size=40, token_ids=IDS)
-    assert image_tokens(made) == config.image_seq_length == tokens
+    assert made.image_tokens == config.image_seq_length == tokens
     vision, text = config.vision_config, config.text_config
     assert (vision.image_size, vision.patch_size, vision.hidden_size) == (64, 16, 32)
     assert (vision.num_hidden_layers, vision.num_attention_heads, vision.intermediate_size) == (2, 2, 64)

@@ -41,6 +41,12 @@ def load(data):
         stop(
             f"params.yaml: presets.{name}.teacher.path: {active.teacher.path} holds no model; set source to train"
         )
+    training = getattr(active.teacher, "training", None)
+    start = active.teacher.source == "train" and training.start
+    if start and not (start / "provenance.json").is_file():
+        stop(
+            f"params.yaml: presets.{name}.teacher.training.start: {start} holds no model"
+        )
     return whole
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import LlavaConfig, PhiConfig, SiglipVisionConfig
 
 from matvlm.convert.read import read_object
@@ -20,7 +19,7 @@ from matvlm.convert.release import (
     read_release,
 )
 from matvlm.errors import UserError
-from matvlm.models.folder import model_class
+from matvlm.models.folder import read_config
 from matvlm.models.hybrid_phi import ATTENTION, HybridPhiConfig
 
 TEACHER, STUDENT = "TinyLlavaForConditionalGeneration", "HybridTinyLlavaForConditionalGeneration"
@@ -42,10 +41,7 @@ def read_ours(folder: Path) -> LlavaConfig:
         UserError: it is of another family, or of a kind that the release does not have.
     """
     path = folder / CONFIG
-    try:
-        config = model_class(folder).config_class.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, StrictDataclassError) as error:
-        raise UserError(f"{path}: {' '.join(str(error).split())}") from None
+    config = read_config(folder)
     if family(config) not in TEXT:
         kind = config.text_config.model_type
         raise UserError(f"{path}: text_config.model_type: is {kind!r}; allowed: {', '.join(TEXT)}, hybrid_phi")

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.utils import logging
@@ -83,17 +84,6 @@ def check_folder(folder: Path) -> dict:
     return provenance
 
 
-def model_class(folder: Path) -> type[LlavaForConditionalGeneration]:
-    """Class of the model in a folder, by the ``model_type`` of its configuration; LLaVA where that says nothing.
-
-    Raises:
-        OSError, ValueError: its config.json cannot be read.
-    """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    kind = config.get("model_type") if isinstance(config, dict) else None
-    return CLASSES.get(str(kind), LlavaForConditionalGeneration)
-
-
 def load_model(folder: Path, **kwargs) -> LlavaForConditionalGeneration:
     """A teacher or student from its folder, strictly: every tensor there, none left over, in evaluation mode.
 
@@ -118,19 +108,21 @@ def read_config(folder: Path) -> LlavaConfig:
         kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError):
         raise UserError(f"{path}: missing or not the JSON of a model's configuration") from None
-    if kind != LlavaConfig.model_type:
-        raise UserError(f"{path}: model_type: is {kind!r}; teachers and students are {LlavaConfig.model_type!r}")
+    if not isinstance(kind, str) or kind not in CLASSES:
+        raise UserError(
+            f"{path}: model_type: is {kind!r}; teachers and students are {' or '.join(map(repr, CLASSES))}"
+        )
     try:
-        return LlavaConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: {(str(error).splitlines() or ['unreadable'])[0]}") from None
+        return CLASSES[kind].config_class.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
+        raise UserError(f"{path}: {' '.join(str(error).split()) or 'unreadable'}") from None
 
 
 def load_checked(folder: Path, **kwargs) -> LlavaForConditionalGeneration:
     """As `load_model`, of a folder that `check_folder` has just found whole."""
-    read_config(folder)
+    kind = read_config(folder).model_type
     try:
-        model, info = model_class(folder).from_pretrained(
+        model, info = CLASSES[kind].from_pretrained(
             folder, local_files_only=True, output_loading_info=True, **kwargs
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:

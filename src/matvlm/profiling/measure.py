@@ -24,7 +24,7 @@ from matvlm.config import Profile
 from matvlm.errors import UserError
 from matvlm.models.forward import vision_features
 from matvlm.profiling.memory import measure_peak
-from matvlm.profiling.points import Point, points_of
+from matvlm.profiling.points import Point
 
 FILL_CHUNK = 512
 """Tokens that enter the cache at once where it is only filled, so that this takes little memory."""
@@ -44,23 +44,9 @@ class Inputs:
 
 def check_points(model: LlavaForConditionalGeneration, settings: Profile) -> None:
     """Raises UserError where the model or the settings do not allow a point, before anything is measured."""
-    image, longest = count_image_tokens(model), model.config.text_config.max_position_embeddings
-    steps = settings.warmup_steps + settings.decode_steps
-    for point in points_of(settings):
-        if point.prompt_tokens <= image:
-            raise UserError(
-                f"profile.prompt_tokens: {point.prompt_tokens} leaves no room for text; an image takes {image}"
-            )
-        if point.generated_tokens < steps:
-            raise UserError(
-                f"profile.generated_tokens: {point.generated_tokens} is less than warmup_steps + decode_steps "
-                f"({steps}), which are the last ones generated"
-            )
-        if point.context > longest:
-            raise UserError(
-                f"profile: {point.prompt_tokens} prompt_tokens + {point.generated_tokens} generated_tokens "
-                f"exceed the model's max_position_embeddings ({longest})"
-            )
+    longest = model.config.text_config.max_position_embeddings
+    if found := settings.problem(count_image_tokens(model), longest):
+        raise UserError(f"profile.{found[0]}: {found[1]}")
 
 
 def time_point(model: LlavaForConditionalGeneration, point: Point, settings: Profile) -> dict[str, float]:

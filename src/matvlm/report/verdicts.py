@@ -42,7 +42,7 @@ def quality(evidence: Evidence, start: Claim) -> Claim:
     if log.empty:
         return claim
     budget = f" It was trained on {log['tokens'].max():,.0f} tokens"
-    if not evidence.settings.at_paper_scale:
+    if not evidence.settings.at_paper_scale and len(evidence.settings.cells("losses")) > 1:
         budget += ", a budget kept short on purpose so that the ablations tell good cells from bad ones"
     return replace(claim, detail=f"{claim.detail}{budget}.")
 

@@ -74,7 +74,7 @@ def teacher_config(settings: EmbeddedTeacher, *, vocab_size: int, token_ids: dic
             pad_token_id=token_ids["pad"],
         ),
         image_token_id=token_ids["image"],
-        image_seq_length=image_tokens(settings),
+        image_seq_length=settings.image_tokens,
         vision_feature_layer=settings.vision_feature_layer,
         vision_feature_select_strategy=settings.vision_feature_select_strategy,
         projector_hidden_act="gelu",
@@ -82,9 +82,3 @@ def teacher_config(settings: EmbeddedTeacher, *, vocab_size: int, token_ids: dic
         eos_token_id=token_ids["eos"],
         tie_word_embeddings=False,
     )
-
-
-def image_tokens(settings: EmbeddedTeacher) -> int:
-    """Image tokens that reach the language model; `default` drops the first patch, as the release does."""
-    patches = (settings.vision.image_size // settings.vision.patch_size) ** 2
-    return patches - (settings.vision_feature_select_strategy == "default")

@@ -68,10 +68,12 @@ def load_newest(
         try:
             progress, stored, moments = _read(candidate, weights)
         except (OSError, ValueError, SafetensorError) as error:
-            print(f"warning: {candidate}: not whole ({error}); using the one before", file=sys.stderr)
+            print(f"warning: {candidate}: not whole ({error}); looking for the one before", file=sys.stderr)
             continue
         _fill(stored, moments, weights, optimizer)
         return progress
+    if any(folder.glob("step-*")):
+        print(f"warning: {folder}: no checkpoint is whole; starting from the beginning", file=sys.stderr)
     return None
 
 
