@@ -115,17 +115,22 @@ def device_name(device: str) -> str:
 
 
 class Cost:
-    """Wall time, GPU seconds and peak memory of a run, measured from construction to `finish`."""
+    """Wall time, GPU seconds and peak memory of a run, measured from construction to `finish`.
+
+    Attributes:
+        before_s: seconds that a run which is resumed had trained before.
+    """
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
+        self.before_s = 0.0
         self._start = time.perf_counter()
 
     def finish(self, processes: int = 1) -> dict[str, float | int]:
         """Costs so far, with the keys of `COST_COLUMNS`; memory is the device allocator's peak on a GPU, the
         process's peak resident set on a CPU. Of ``processes`` with a GPU each, all take this time, and memory
         is this one's."""
-        wall = time.perf_counter() - self._start
+        wall = self.before_s + time.perf_counter() - self._start
         if self.device.startswith("cuda"):
             import torch
 

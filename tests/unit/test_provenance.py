@@ -131,3 +131,5 @@ def test_a_cost():
     assert 0.02 <= found["wall_s"] < 5
     assert found["gpu_s"] == 0
     assert 10_000_000 < found["peak_memory_bytes"] < 10**12
+    cost.before_s = 100.0
+    assert 100 < cost.finish()["wall_s"] < 105

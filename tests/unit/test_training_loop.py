@@ -18,7 +18,7 @@ from torch import nn
 
 from matvlm.config import Optimisation
 from matvlm.errors import UserError
-from matvlm.provenance import file_hash
+from matvlm.provenance import Cost, file_hash
 from matvlm.training import checkpoint
 from matvlm.training.loop import MAX_SKIPPED, parameter_groups, train
 from matvlm.training.order import Order
@@ -304,6 +304,16 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
     rows, again = run(tmp_path, task)
     assert rows == expected
     assert same_weights(again, whole)
+
+
+def test_a_resumed_run_costs_what_it_cost_before_too(tmp_path):
+    cost = Cost()
+    settings, order = Optimisation(**SETTINGS), Order(np.arange(ROWS), SETTINGS["batch_size"], 0)
+    text = train(Regression(), settings, order, seed=0, state=tmp_path, title="regression", cost=cost)
+    assert cost.before_s == 0
+    train(Regression(), settings, order, seed=0, state=tmp_path, title="regression", cost=cost)
+    assert cost.before_s == pytest.approx(float(list(csv.DictReader(io.StringIO(text)))[-1]["seconds"]), abs=1)
+    assert cost.before_s > 0
 
 
 def test_a_loss_that_is_not_finite(tmp_path):

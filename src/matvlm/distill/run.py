@@ -83,6 +83,7 @@ def main(argv: list[str] | None = None) -> None:
         state=args.state / provenance.settings_hash(configuration | _inputs(args)),
         title=f"distill {args.init} {args.layout} {args.loss} {args.divergence} seed {args.seed}",
         tensorboard=args.tensorboard,
+        cost=cost,
     )
     if PartialState().is_main_process:
         record = {

@@ -71,6 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         state=args.state / provenance.settings_hash(configuration | started_from),
         title="train_teacher",
         tensorboard=args.tensorboard,
+        cost=cost,
     )
     if PartialState().is_main_process:
         record = {

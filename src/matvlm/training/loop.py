@@ -31,6 +31,7 @@ from transformers import get_wsd_schedule
 from matvlm.config import Optimisation
 from matvlm.errors import Interrupted, UserError
 from matvlm.progress import progress
+from matvlm.provenance import Cost
 from matvlm.training import checkpoint, interrupt
 
 LOG_COLUMNS = (
@@ -78,6 +79,7 @@ def train(
     state: Path,
     title: str,
     tensorboard: Path | None = None,
+    cost: Cost | None = None,
 ) -> str:
     """Train ``task.model``'s weights that require gradients for ``settings.steps`` steps.
 
@@ -85,6 +87,7 @@ def train(
         order: rows of each step, counted from 0. seed: of dropout and augmentation.
         state: folder of resumable checkpoints; a run found there is continued.
         title: of the progress bar. tensorboard: folder for event files, or none.
+        cost: of the run, which is told what a run found in ``state`` has cost.
 
     Returns:
         The text of log.csv, with the columns `LOG_COLUMNS`.
@@ -125,6 +128,8 @@ def train(
         done = checkpoint.Progress(step=0, tokens=0, seconds=0.0, scheduler={}, log="")
         log.add(step=0, tokens=0, seconds=0.0, **(task.validate() if main else {}))
     else:
+        if cost is not None:
+            cost.before_s = done.seconds
         scheduler.load_state_dict(done.scheduler)
         for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
