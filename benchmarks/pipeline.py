@@ -17,6 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from matvlm.provenance import device_name
 from slurm import ROOT, slurm
 
 BAR = 1.5
@@ -32,6 +33,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "results/benchmarks/pipeline.csv")
     args = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
+    commit = subprocess.check_output(["git", "-C", ROOT, "rev-parse", "HEAD"], text=True).strip()
+    made = {"preset": args.preset, "device": device_name("cpu"), "commit": commit}
     rows = []
     with (
         tempfile.TemporaryDirectory(prefix="pipeline-") as place,
@@ -41,7 +44,7 @@ def main() -> int:
             for way, options in WAYS.items():
                 folder = Path(place) / f"{way}-{repeat}"
                 seconds = measure(folder, [*options, f"--cores={cores}"], args.preset, conf)
-                rows.append({"way": way, "repeat": repeat, "wall_s": round(seconds, 1), "cores": cores})
+                rows.append({"way": way, "repeat": repeat, "wall_s": round(seconds, 1), **made})
                 print(rows[-1], file=sys.stderr)
     with open(args.out, "w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, rows[0].keys(), lineterminator="\n")
