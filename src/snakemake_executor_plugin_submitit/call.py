@@ -7,6 +7,7 @@ a job again (a node failed, a job with a higher priority came), and `checkpoint`
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 from . import result as results
 from .benchmark import Benchmark
@@ -80,6 +81,9 @@ class RuleCall:
     signal_before: float = 90
     wrapped: bool = False
 
+    # submitit may call `checkpoint` before `__call__` has begun: nothing runs then.
+    _child: ClassVar[Child | None] = None
+
     def __call__(self) -> NoReturn:
         """Run the command in this task of the job, and exit with its status.
 
@@ -87,7 +91,7 @@ class RuleCall:
         """
         self._place = Place.here()
         self._began = time.time()
-        self._child: Child | None = None
+        self._child = None
         self._benchmark: Benchmark | None = None
         self._terminated = self._warned = False
         before = self._listen()
@@ -95,6 +99,9 @@ class RuleCall:
             if done := results.read(Path(self.folder)):
                 _say(f"{self.name} has run before: nothing to do")
                 _leave(done)
+            if self._done_with():
+                _say(f"{self.name} is done with, its folder is gone: nothing to do")
+                sys.exit(0)
             self._lead() if self._place.leads else self._follow()
         finally:
             for number, handler in before.items():
@@ -135,6 +142,17 @@ class RuleCall:
 
     def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
+
+    def _done_with(self) -> bool:
+        """Whether Snakemake has accepted the outputs and removed the record: Slurm may still start the job again.
+
+        A file is made to find out, as a file system of many nodes may answer any question from memory.
+        """
+        try:
+            self._mark(f"seen-{self._place.rank}")
+        except OSError as error:
+            return error.errno in {errno.ENOENT, errno.ESTALE}
+        return False
 
     def _listen(self) -> dict[int, object]:
         """Pass signals on to the command; the handlers that were there before are returned."""

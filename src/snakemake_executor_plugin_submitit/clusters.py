@@ -33,8 +33,15 @@ class SlurmCluster:
         self.client = Slurm()
 
     def largest_batch(self) -> int:
-        """Most jobs in one array."""
-        return self.client.max_array_size()
+        """Most jobs in one array.
+
+        Raises:
+            SlurmAway: Slurm cannot be asked. SlurmError: it takes no arrays at all.
+        """
+        size = self.client.max_array_size()
+        if size < 1:
+            raise SlurmError("this Slurm takes no job arrays (MaxArraySize=0), as which jobs are submitted")
+        return size
 
     def submit(self, token: str, calls: Sequence[RuleCall], parameters: Mapping[str, Any]) -> list[str]:
         """Submit jobs; returns their ids in order.
@@ -69,7 +76,12 @@ class SlurmCluster:
         folder = self.folder / token
         if state is not None and state.pending:
             return submission.place_pickle(folder, index, job_id)
-        return not submission.waiting_pickle(folder, index).exists()
+        # Not whether one still waits to be placed: another array with this token may have got it.
+        return submission.has_pickle(folder, job_id)
+
+    def place(self, token: str, index: int, job_id: str) -> None:
+        """Give a job that this Snakemake submitted what it needs to run; it may wait for that already."""
+        submission.place_pickle(self.folder / token, index, job_id)
 
     def know(self, token: str, index: int, job_id: str) -> None:
         """Hear of a job that an earlier Snakemake submitted."""

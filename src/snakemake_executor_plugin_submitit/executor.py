@@ -17,15 +17,15 @@ from snakemake_interface_executor_plugins.executors.base import SubmittedJobInfo
 from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 
 from . import direct, failure, identity
-from . import result as results
 from .call import RuleCall
 from .dispatch import Batch, Dispatcher
+from .given import check_given
 from .ledger import Ledger, LedgerError, Mark, private_folder, tidy
 from .local import wait_for_end
-from .resources import ResourceError, check_folder, fractional_gpus, slurm_parameters
+from .resources import ResourceError, check_folder, slurm_parameters
 from .slurm import SlurmAway, SlurmError
 from .takeover import Takeover, TakeoverError
-from .watch import Absence, Watched, failed
+from .watch import Absence, Watched, failed, look, may_report
 
 STOPPING = 10.0
 """Seconds that Ctrl-C waits for cancelled jobs to be gone."""
@@ -111,7 +111,7 @@ class Executor(RemoteExecutor):
         waiting = []
         for info in active_jobs:
             entry = self._watched[info.job]
-            entry.result = results.read(entry.folder)
+            entry.result = look(entry)
             if entry.result is not None and entry.result.succeeded:
                 self.report_job_success(info)
             elif entry.refused:
@@ -128,7 +128,12 @@ class Executor(RemoteExecutor):
                 yield entry.info
                 continue
             log = failure.choose_log([*entry.rule_logs, *self._logs(entry)])
-            text = failure.explain(entry.name, self.cluster.noun, entry.job_id, entry.result, state, log)
+            blamed = entry.blamed or state
+            text = failure.explain(entry.name, self.cluster.noun, entry.job_id, entry.result, blamed, log)
+            if entry.loose:
+                text += (
+                    f"\nIt was told to stop, but may still run: see to {self.cluster.noun} {entry.job_id} by hand."
+                )
             self.report_job_error(entry.info, msg=text, aux_logs=[str(path) for path in self._logs(entry)])
 
     def cancel_jobs(self, active_jobs: list[SubmittedJobInfo]) -> None:
@@ -142,7 +147,7 @@ class Executor(RemoteExecutor):
             return
         ids = [entry.job_id for entry in entries if entry.job_id]
         try:
-            if unsent := list(self.dispatcher.unsent):
+            if unsent := list({*self.dispatcher.unsent, *self.dispatcher.doubtful}):
                 ids += [job_id for jobs in self.cluster.find(unsent).values() for _, job_id in jobs]
             with self._mutex:
                 tokens = dict.fromkeys([entry.token for entry in entries])
@@ -192,9 +197,6 @@ class Executor(RemoteExecutor):
                     continue
                 seen.add(one.rule.name)
                 try:
-                    declared = getattr(one.rule.ruleinfo, "resources", None)
-                    if complaint := fractional_gpus(declared[1] if declared else None):
-                        raise ResourceError(complaint)
                     self._parameters(one)
                 except ResourceError as error:
                     raise ResourceError(f"rule {one.rule.name}: {error}") from error
@@ -202,6 +204,7 @@ class Executor(RemoteExecutor):
                     self.logger.debug(f"resources of rule {one.rule.name} are not known yet: {error}")
 
     def _parameters(self, job: Any) -> dict[str, Any]:
+        check_given(job)
         limits = list(self.workflow.global_resources)
         return slurm_parameters(dict(job.resources.items()), job.threads, limits, self.settings.signal_before)
 
@@ -292,7 +295,16 @@ class Executor(RemoteExecutor):
         return states
 
     def _failed(self, entry: Watched, state: Any) -> bool:
-        return failed(entry, state, self.settings.grace, self.settings.away * 60)
+        """Whether a job is to be reported as failed; one that still runs is stopped first."""
+        # Snakemake's latency is how late the file system may show a file, and a result is one.
+        grace = max(self.settings.grace, self.workflow.execution_settings.latency_wait)
+        if entry.stopping is None and not failed(entry, state, grace, self.settings.away * 60):
+            return False
+        try:
+            return may_report(entry, state, self.cluster)
+        except SlurmError as error:
+            self.logger.warning(f"{self.cluster.noun} {entry.job_id} could not be told to stop: {error}")
+            return False
 
     def _patiently(self, question: Callable[[], Any]) -> Any:
         """Ask the cluster what must be known to go on, and wait while it is out of reach."""
@@ -320,6 +332,9 @@ class Executor(RemoteExecutor):
                 return
             if not succeeded:
                 self._failed_batches.add(entry.token)
+            if entry.loose:
+                # It stays in the ledger, so that nothing is started beside it.
+                return
             all_over = self.ledger.over(entry.token, [entry.index])
             if self.settings.keep_logs:
                 return

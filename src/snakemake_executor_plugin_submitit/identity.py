@@ -18,6 +18,7 @@ def mark(job: Any) -> Mark:
         _digest(sorted(_key(one) for one in jobs)),
         _digest([[_work(one) for one in jobs], _states(job.input)]),
         job.groupid if job.is_group() else job.rule.name,
+        tuple(_digest(path) for path in sorted({path for one in jobs for path in _files(one)})),
     )
 
 
@@ -25,6 +26,11 @@ def _key(job: Any) -> list[str]:
     """What it makes; two jobs with one key would write the same files. A job without outputs is its own name."""
     outputs = sorted(os.path.abspath(str(path)) for path in job.output)
     return outputs or ["", _name(job)]
+
+
+def _files(job: Any) -> list[str]:
+    """The same, one by one."""
+    return [part for part in _key(job) if part]
 
 
 def _name(job: Any) -> str:

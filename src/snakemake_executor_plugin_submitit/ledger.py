@@ -16,7 +16,7 @@ import stat
 import time
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,11 +35,13 @@ class Mark:
         key: says which job it is: hash of its outputs.
         fingerprint: says whether it is still the same work: hash of its command and inputs.
         name: of the rule, for people.
+        files: hashes of its outputs, one by one: jobs with different keys may share some.
     """
 
     key: str
     fingerprint: str
     name: str
+    files: tuple[str, ...] = ()
 
 
 @dataclass
@@ -128,6 +130,21 @@ class Ledger:
         ]
         return found[::-1]
 
+    def rivals(self, marks: Iterable[Mark]) -> list[tuple[Batch, int]]:
+        """Jobs that are none of these, but write some of their outputs, and are not done with.
+
+        A group that had done a part of its work is a smaller group after a restart, with another key.
+        """
+        marks = list(marks)
+        keys = {mark.key for mark in marks}
+        files = {file for mark in marks for file in mark.files}
+        return [
+            (batch, index)
+            for batch in self.batches.values()
+            for index in batch.open
+            if batch.marks[index].key not in keys and not files.isdisjoint(batch.marks[index].files)
+        ]
+
     def close(self) -> None:
         """Release the folder."""
         self._file.close()
@@ -211,7 +228,7 @@ def _apply(batches: dict[str, Batch], record: dict[str, Any]) -> None:
     if not TOKEN.fullmatch(token):
         return
     if record["event"] == "intent":
-        batches[token] = Batch(token, tuple(Mark(**mark) for mark in record["jobs"]))
+        batches[token] = Batch(token, tuple(map(_mark, record["jobs"])))
     elif record["event"] == "submitted":
         if len(record["ids"]) == len(batches[token].marks):
             batches[token].ids = list(record["ids"])
@@ -222,8 +239,11 @@ def _apply(batches: dict[str, Batch], record: dict[str, Any]) -> None:
 
 
 def _intent(batch: Batch) -> dict[str, Any]:
-    jobs = [{"key": mark.key, "fingerprint": mark.fingerprint, "name": mark.name} for mark in batch.marks]
-    return {"event": "intent", "token": batch.token, "jobs": jobs}
+    return {"event": "intent", "token": batch.token, "jobs": [asdict(mark) for mark in batch.marks]}
+
+
+def _mark(job: dict[str, Any]) -> Mark:
+    return Mark(job["key"], job["fingerprint"], job["name"], tuple(job.get("files", ())))
 
 
 def _records(batch: Batch) -> Iterable[dict[str, Any]]:

@@ -18,8 +18,20 @@ IGNORED = frozenset(
     # Snakemake's own: it derives the sizes from mem_mb and disk_mb, and uses the others itself.
     {"mem", "mem_mib", "disk", "disk_mb", "disk_mib", "tmpdir", "shell_exec", "_cores", "_nodes", "_job_count"}
 )
-# These would break the bookkeeping: one array per submission, known logs, a comment to find jobs by.
-OURS = frozenset({"array", "output", "error", "open_mode", "comment", "wrap", "parsable", "chdir", "job_name"})
+# These would break the bookkeeping: one array per submission, known logs, an answer that can be read, a comment
+# to find jobs by, in the cluster and of the user that are asked for it.
+OURS = (
+    *("array", "output", "error", "open-mode", "comment", "wrap", "job-name", "signal", "chdir", "workdir"),
+    *("parsable", "quiet", "test-only", "wait", "help", "usage", "version", "clusters", "uid"),
+)
+# Options that rules ask for by a resource: given twice, what holds is not what the executor goes by.
+INSTEAD = {
+    **dict.fromkeys(("mem", "mem-per-cpu", "mem-per-gpu"), "mem_mb"),
+    **dict.fromkeys(("gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket"), "gpus"),
+    **dict.fromkeys(("ntasks", "ntasks-per-node", "tasks-per-node", "ntasks-per-gpu"), "tasks"),
+    **{"time": "runtime", "cpus-per-task": "threads", "nodes": "nodes", "gres": "gres"},
+    **{name: f"slurm_{name}" for name in ("partition", "account", "qos", "constraint")},
+}
 GRES = re.compile(r"[A-Za-z0-9_.-]+(:[A-Za-z0-9_.-]+){0,2}(,[A-Za-z0-9_.-]+(:[A-Za-z0-9_.-]+){0,2})*")
 EXTRA = re.compile(r"--([a-z][a-z0-9-]*)(?:=(.*))?", re.DOTALL)
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -100,15 +112,6 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def fractional_gpus(declared: Mapping[str, Any] | None) -> str | None:
-    """Complain of a fraction of a GPU in a rule's own text, since Snakemake rounds it before we see it."""
-    for name in ("gpus", "gpu"):
-        value = (declared or {}).get(name)
-        if isinstance(value, float) and value != int(value):
-            return f"{name}={value}: a number of whole GPUs is needed"
-    return None
-
-
 def _gpus(resources: Mapping[str, Any]) -> int:
     if resources.get("gpus") is not None and resources.get("gpu") is not None:
         raise ResourceError("give either gpus or gpu, not both")
@@ -161,9 +164,20 @@ def _extra(text: str | None) -> dict[str, str | bool] | None:
         match = EXTRA.fullmatch(word)
         if match is None:
             raise ResourceError(f"slurm_extra={text!r}: {word!r} is not of the form --name=value or --name")
+        if complaint := _not_extra(match[1]):
+            raise ResourceError(f"slurm_extra={text!r}: {complaint}")
         # With submitit's spelling an option replaces submitit's own instead of standing beside it.
-        name = match[1].replace("-", "_")
-        if name in OURS:
-            raise ResourceError(f"slurm_extra={text!r}: --{match[1]} is set by the executor itself")
-        options[name] = True if match[2] is None else match[2]
+        options[match[1].replace("-", "_")] = True if match[2] is None else match[2]
     return options
+
+
+def _not_extra(name: str) -> str | None:
+    """What speaks against an option of sbatch, which takes any beginning of a name for it."""
+    meant = [full for full in (*OURS, *INSTEAD) if full.startswith(name)]
+    if not meant:
+        return None
+    full = name if name in meant else meant[0]
+    option = f"--{name}" if name == full else f"--{name} is read as --{full}, which"
+    if full in INSTEAD:
+        return f"{option} has a resource of its own, {INSTEAD[full]}"
+    return f"{option} is set by the executor itself"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from submitit import LocalExecutor, SlurmExecutor
-from submitit.core.utils import JobPaths
+from submitit.core.utils import FailedSubmissionError, JobPaths
 from submitit.local.local import LocalJob
 from submitit.slurm.slurm import SlurmJob
 
@@ -62,15 +62,21 @@ class ArrayExecutor(SlurmExecutor):
                 text=True,
                 errors="replace",
                 timeout=SBATCH_TIMEOUT,
-                env=outside_jobs(os.environ),
+                env=sbatch_environment(os.environ),
                 # Ctrl-C is for Snakemake, which then cancels what was submitted.
                 start_new_session=True,
             )
         except subprocess.TimeoutExpired as error:
             raise SlurmAway(f"sbatch did not answer within {SBATCH_TIMEOUT} s") from error
+        if not 0 <= done.returncode <= 128:
+            # Killed, it or what it is wrapped in: perhaps after slurmctld had the jobs.
+            raise SlurmAway(f"sbatch did not end by itself (status {done.returncode})")
         if done.returncode != 0:
             raise failure("sbatch", done.returncode, done.stderr)
-        return self._get_job_id_from_submission_command(done.stdout)
+        try:
+            return self._get_job_id_from_submission_command(done.stdout)
+        except FailedSubmissionError as error:
+            raise SlurmAway(f"sbatch answered {done.stdout.strip()[:80]!r}, without a job's id") from error
 
 
 class DetachedExecutor(LocalExecutor):
@@ -147,11 +153,18 @@ def place_pickle(folder: Path, index: int, job_id: str) -> bool:
     return target.exists()
 
 
-def outside_jobs(environment: Mapping[str, str]) -> dict[str, str]:
-    """The environment without the marks of a Slurm job that Snakemake itself runs in: they would bind its jobs."""
-    if "SLURM_JOB_ID" not in environment:
-        return dict(environment)
-    return {name: value for name, value in environment.items() if name == "SLURM_CONF" or name[:6] != "SLURM_"}
+def has_pickle(folder: Path, job_id: str) -> bool:
+    """Whether a pickle is where the job of this id looks for it."""
+    return JobPaths(folder, job_id).submitted_pickle.exists()
+
+
+def sbatch_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what would bind the jobs: defaults of the user's own for ``sbatch``, which come
+    before the options in its script, and the marks of a Slurm job that Snakemake itself runs in."""
+    found = {name: value for name, value in environment.items() if not name.startswith("SBATCH_")}
+    if "SLURM_JOB_ID" not in found:
+        return found
+    return {name: value for name, value in found.items() if name == "SLURM_CONF" or name[:6] != "SLURM_"}
 
 
 def log_paths(folder: Path, job_id: str) -> tuple[Path, Path]:

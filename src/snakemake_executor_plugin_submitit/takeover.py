@@ -70,18 +70,19 @@ class Takeover:
     def claims(self, marks: Sequence[Mark]) -> dict[str, Claim]:
         """Of the jobs that are wanted now, those that need not be submitted, by their keys.
 
-        Older jobs with the same outputs that do something else, or were told to stop, are stopped first.
+        Older jobs with the same outputs that do something else, or were told to stop, are stopped first; so are
+        those with some of the outputs.
 
         Raises:
             SlurmAway: Slurm cannot be asked. TakeoverError: a job does not stop.
         """
         found = {mark: self.ledger.find(mark.key) for mark in marks}
-        ids = [batch.id(index) for jobs in found.values() for batch, index in jobs]
+        unwanted = self.ledger.rivals(marks)
+        ids = [batch.id(index) for jobs in [*found.values(), unwanted] for batch, index in jobs]
         if not ids:
             return {}
         states = self.cluster.states([job_id for job_id in ids if job_id])
         claims: dict[str, Claim] = {}
-        unwanted: list[tuple[Batch, int]] = []
         for mark, jobs in found.items():
             for batch, index in jobs:
                 state = states.get(batch.id(index) or "")

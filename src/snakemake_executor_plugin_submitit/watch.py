@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +11,14 @@ from typing import Any
 
 from snakemake_interface_common.exceptions import WorkflowError
 
+from . import result as results
 from .result import Result
 from .states import JobState
 
 FLICKER = 10.0
 """Seconds that a failure must last: Slurm calls a job failed for a moment before it requeues it."""
+STOPPING = 90.0
+"""Seconds for a job that counts as failed to stop; Slurm itself gives it 30 after SIGTERM."""
 FIRST, LONGEST = 2.0, 60.0
 
 
@@ -26,6 +31,8 @@ class Watched:
         rule_logs: the rule's log files. job_id: None until the cluster has confirmed it.
         result: what it has left, as far as seen. suspect: since when it looks as if it had failed.
         warned: whether the user was told that it waits for a person.
+        stopping: since when it is to stop, having failed. blamed: its state at that moment.
+        told: whether it was told to stop. loose: whether it was reported as failed, but has not stopped.
         refused: why it was not submitted; else empty.
     """
 
@@ -40,6 +47,10 @@ class Watched:
     result: Result | None = None
     suspect: float | None = None
     warned: bool = False
+    stopping: float | None = None
+    blamed: JobState | None = None
+    told: bool = False
+    loose: bool = False
     refused: str = ""
 
 
@@ -67,6 +78,36 @@ def failed(entry: Watched, state: JobState | None, grace: float, away: float, no
     elif state is not None and state.ended and not state.succeeded:
         patience = min(grace, FLICKER)
     return now - entry.suspect >= patience
+
+
+def look(entry: Watched) -> Result | None:
+    """The result of a job, read anew where it is missed."""
+    if entry.suspect is not None:
+        # NFS may have remembered that the file is not there; to list the folder makes it ask.
+        with contextlib.suppress(OSError):
+            os.listdir(entry.folder)
+    return results.read(entry.folder)
+
+
+def may_report(entry: Watched, state: JobState | None, cluster: Any, now: float | None = None) -> bool:
+    """Whether a job that has failed can be reported: it has ended, or has not for long after it was told to stop.
+
+    Until it has ended it may write its outputs, beside a second attempt. One that does not end is ``loose``.
+
+    Raises:
+        SlurmError: it could not be told to stop.
+    """
+    if state is None or state.ended:
+        return True
+    now = time.monotonic() if now is None else now
+    if entry.stopping is None:
+        entry.stopping, entry.blamed = now, state
+    if now - entry.stopping >= STOPPING:
+        entry.loose = True
+    elif not entry.told:
+        cluster.cancel([entry.job_id])
+        entry.told = True
+    return entry.loose
 
 
 class Absence:

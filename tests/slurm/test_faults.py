@@ -191,6 +191,38 @@ def test_killed_while_it_submits(cluster: Cluster, tmp_path: Path):
     workflow.check_all_ran_once(names)
 
 
+# sbatch as it is when slurmctld accepts jobs and then is too busy to say so: the first time only.
+LOST = "[ -e lost ] || { sleep 4; touch lost; echo 'sbatch: error: Socket timed out on send/recv' >&2; r=1; }"
+
+
+def test_the_answer_of_sbatch_is_lost(cluster: Cluster, tmp_path: Path):
+    """The jobs run, and wait for what they get only after their ids are known."""
+    workflow, names = jobs(tmp_path, cluster, 1)
+    workflow.count("sbatch", after=LOST)
+    assert workflow.run() == 0, workflow.output()
+    workflow.check_all_ran_once(names)
+    assert workflow.calls()["sbatch"] == 1
+    assert "Slurm is back" in workflow.output()
+
+
+def test_jobs_are_accepted_twice(cluster: Cluster, tmp_path: Path):
+    """The answer is lost, and the jobs do not show up at once: those of the first array are cancelled."""
+    workflow, names = jobs(tmp_path, cluster, 3)
+    workflow.count("sbatch", after=LOST)
+    hide = 'seen=seen-${0##*/}; if [ -e lost ] && [ ! -e "$seen" ]; then touch "$seen"; exit 0; fi'
+    workflow.count("squeue", "sacct", before=hide)
+    assert workflow.run() == 0, workflow.output()
+    assert workflow.calls()["sbatch"] == 2
+    # Left alone, they would wait for a minute.
+    workflow.check_all_ran_once(names)
+
+
+def test_the_users_own_defaults_for_sbatch(cluster: Cluster, tmp_path: Path):
+    workflow, names = jobs(tmp_path, cluster, 1)
+    assert workflow.run(prefix=["env", "SBATCH_PARTITION=nowhere", "SBATCH_ARRAY_INX=7"]) == 0, workflow.output()
+    workflow.check_all_ran_once(names)
+
+
 def test_truncated_result(cluster: Cluster, tmp_path: Path):
     workflow, _ = jobs(tmp_path, cluster, 2, 1)
     process = workflow.start()

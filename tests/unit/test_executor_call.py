@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,6 +76,24 @@ def test_a_second_start_does_nothing(tmp_path):
     one = call(tmp_path, "echo x >> runs; exit 4")
     assert [run(one), run(one)] == [4, 4]
     assert (tmp_path / "runs").read_text() == "x\n"
+
+
+def test_a_second_start_after_all_is_over_touches_nothing(tmp_path):
+    """Slurm may requeue an element whose record Snakemake has read and removed."""
+    one = call(tmp_path, "echo x >> out", clears=(("out", False),))
+    assert run(one) == 0
+    shutil.rmtree(one.folder)
+    assert run(one) == 0
+    assert (tmp_path / "out").read_text() == "x\n"
+    assert not Path(one.folder).exists()
+
+
+def test_a_warning_before_the_start_requeues(tmp_path):
+    """submitit listens for it before it calls; then nothing has begun, and nothing is late."""
+    one = call(tmp_path, "true", time_limit=1, no_checkpoint="fail")
+    again = one.checkpoint()
+    assert again.function == one
+    assert done(one) is None
 
 
 def test_outputs_are_cleared_and_their_folders_made(tmp_path):

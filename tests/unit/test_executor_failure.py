@@ -11,7 +11,7 @@ from snakemake_interface_common.exceptions import WorkflowError
 from snakemake_executor_plugin_submitit import failure, watch
 from snakemake_executor_plugin_submitit.result import Result
 from snakemake_executor_plugin_submitit.states import JobState
-from snakemake_executor_plugin_submitit.watch import Absence, Watched, failed
+from snakemake_executor_plugin_submitit.watch import Absence, Watched, failed, may_report
 
 RUNNING, PENDING = JobState("1", "RUNNING"), JobState("1", "PENDING")
 COMPLETED, FAILED = JobState("1", "COMPLETED", exit_code=0), JobState("1", "FAILED", exit_code=1)
@@ -59,6 +59,40 @@ def test_a_failed_job_has_time_to_end():
     job = entry(Result(1))
     assert not failed(job, RUNNING, grace=30, away=600, now=1)
     assert failed(job, RUNNING, grace=30, away=600, now=31)
+
+
+class Cluster:
+    def __init__(self):
+        self.cancelled = []
+
+    def cancel(self, job_ids):
+        self.cancelled += job_ids
+
+
+@pytest.mark.parametrize("state", [COMPLETED, FAILED, MEMORY, None])
+def test_a_failed_job_that_has_ended_is_reported(state):
+    cluster, job = Cluster(), entry(Result(1))
+    assert may_report(job, state, cluster, now=1)
+    assert cluster.cancelled == []
+    assert not job.loose
+
+
+@pytest.mark.parametrize("state", [RUNNING, PENDING, STRANGE, JobState("1", "COMPLETING")])
+def test_a_failed_job_that_may_run_is_stopped_before_it_is_reported(state):
+    cluster, job = Cluster(), entry(Result(1))
+    assert not may_report(job, state, cluster, now=1)
+    assert not may_report(job, RUNNING, cluster, now=60)
+    assert may_report(job, JobState("1", "CANCELLED"), cluster, now=61)
+    assert cluster.cancelled == ["1"]
+    assert job.blamed is state
+    assert not job.loose
+
+
+def test_a_failed_job_that_does_not_stop_is_reported_as_loose():
+    cluster, job = Cluster(), entry(Result(1))
+    assert not may_report(job, RUNNING, cluster, now=1)
+    assert may_report(job, RUNNING, cluster, now=1 + watch.STOPPING)
+    assert job.loose
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
 import stat
+from types import SimpleNamespace
 
 import pytest
 
+from snakemake_executor_plugin_submitit.executor import Executor
 from snakemake_executor_plugin_submitit.ledger import Ledger, LedgerError, Mark, tidy
 from snakemake_executor_plugin_submitit.result import Output, Result, write
 from snakemake_executor_plugin_submitit.states import JobState
 from snakemake_executor_plugin_submitit.takeover import Takeover
+from snakemake_executor_plugin_submitit.watch import Watched
 
 MARKS = [Mark("k0", "f0", "make"), Mark("k1", "f1", "make")]
 
@@ -207,6 +211,56 @@ def test_a_job_that_does_other_work_is_stopped(folder):
     assert takeover.claims([Mark("k0", "other", "make")]) == {}
     assert cluster.cancelled == ["1"]
     assert ledger.batches == {}
+
+
+@pytest.mark.parametrize("wanted", [[("b",)], [("a", "b", "c")], [("a",), ("b",)]])
+def test_a_job_with_some_of_the_outputs_is_stopped(folder, wanted):
+    """A group that was half done is smaller after a restart, and a rule may have gained or lost an output."""
+    cluster = FakeCluster(j1="RUNNING", j2="RUNNING")
+    ledger = Ledger(folder)
+    token = ledger.intend([Mark("ab", "f", "group", ("a", "b")), Mark("d", "f", "other", ("d",))])
+    ledger.submitted(token, ["1", "2"])
+    ledger = reopened(ledger, folder)
+    takeover = Takeover(cluster, ledger, folder)
+    assert takeover.claims([Mark("".join(files), "f", "make", files) for files in wanted] + MARKS) == {}
+    assert cluster.cancelled == ["1"]
+    assert ledger.batches[token].open == [1]
+
+
+def test_a_job_with_all_of_the_outputs_is_not_stopped(folder):
+    cluster = FakeCluster(j1="RUNNING")
+    ledger = Ledger(folder)
+    mark = Mark("ab", "f", "group", ("a", "b"))
+    ledger.submitted(ledger.intend([mark]), ["1"])
+    assert set(Takeover(cluster, reopened(ledger, folder), folder).claims([mark])) == {"ab"}
+    assert cluster.cancelled == []
+
+
+def test_a_failed_job_that_does_not_stop_stays_in_the_ledger(folder):
+    """Its second attempt must not start beside it."""
+    cluster = FakeCluster(j1="RUNNING")
+    ledger, takeover = left_behind(folder, cluster, Result(1))
+    (token,) = ledger.batches
+    entry = Watched("job", None, "make", token, 0, folder / token / "0", [], "1", Result(1), loose=True)
+    executor = SimpleNamespace(
+        _mutex=contextlib.nullcontext(),
+        _watched={"job": entry},
+        _failed_batches=set(),
+        ledger=ledger,
+        settings=SimpleNamespace(keep_logs=False),
+    )
+    Executor._close(executor, "job", succeeded=False)
+    assert takeover.claims(MARKS) == {}
+    assert cluster.cancelled == ["1"]
+    assert ledger.batches == {}
+
+
+def test_a_record_without_outputs_is_read(folder):
+    folder.mkdir()
+    token = f"snakemake-{'a' * 32}"
+    record = {"event": "intent", "token": token, "jobs": [{"key": "k0", "fingerprint": "f0", "name": "make"}]}
+    (folder / "ledger.jsonl").write_text(json.dumps(record) + "\n")
+    assert Ledger(folder).batches[token].marks == tuple(MARKS[:1])
 
 
 def test_what_was_submitted_in_the_last_moment_is_found(folder):

@@ -12,7 +12,6 @@ from snakemake_executor_plugin_submitit.resources import (
     ResourceError,
     check_folder,
     clean_name,
-    fractional_gpus,
     slurm_parameters,
     warning_time,
 )
@@ -125,6 +124,21 @@ def test_empty_words_are_not_given():
         ({"slurm_extra": "--exclude='a"}, "No closing quotation"),
         ({"slurm_extra": "--array=0-5"}, "--array is set by the executor itself"),
         ({"slurm_extra": "--open-mode=append"}, "--open-mode is set by the executor itself"),
+        ({"slurm_extra": "--arra=0-5"}, "--arra is read as --array, which is set by the executor itself"),
+        ({"slurm_extra": "--nice=5 --clusters=far"}, "--clusters is set by the executor itself"),
+        ({"slurm_extra": "--cluster=far"}, "--cluster is read as --clusters, which is set by"),
+        ({"slurm_extra": "--wait"}, "--wait is set by the executor itself"),
+        ({"slurm_extra": "--test-only"}, "--test-only is set by the executor itself"),
+        ({"slurm_extra": "--signal=USR1@5"}, "--signal is set by the executor itself"),
+        ({"slurm_extra": "--time=5"}, "--time has a resource of its own, runtime"),
+        ({"slurm_extra": "--tim=5"}, "--tim is read as --time, which has a resource of its own, runtime"),
+        ({"slurm_extra": "--ntasks=2"}, "--ntasks has a resource of its own, tasks"),
+        ({"slurm_extra": "--nodes=2"}, "--nodes has a resource of its own, nodes"),
+        ({"slurm_extra": "--mem=5G"}, "--mem has a resource of its own, mem_mb"),
+        (
+            {"slurm_extra": "--part=gpu"},
+            "--part is read as --partition, which has a resource of its own, slurm",
+        ),
     ],
 )
 def test_bad_ones_are_one_clear_line(resources, says):
@@ -134,16 +148,23 @@ def test_bad_ones_are_one_clear_line(resources, says):
     assert "\n" not in str(error.value)
 
 
+OTHERS = (
+    "exclusive exclude=n1 nice=5 nodelist=n1 export=ALL hold begin=now+1hour dependency=singleton reservation=r "
+    "mem-bind=local gpu-bind=closest time-min=5 tmp=5 licenses=a mail-type=END requeue contiguous "
+    "hint=nomultithread cores-per-socket=2 wckey=w verbose"
+)
+
+
+@pytest.mark.parametrize("option", OTHERS.split())
+def test_other_options_of_sbatch_pass(option):
+    name, _, value = option.partition("=")
+    found = parameters(slurm_extra=f"--{option}")["additional_parameters"]
+    assert found == {name.replace("-", "_"): value or True}
+
+
 def test_no_threads():
     with pytest.raises(ResourceError, match="threads=0"):
         parameters(threads=0)
-
-
-def test_fractions_of_gpus_are_seen_before_snakemake_rounds_them():
-    assert "gpus=0.5" in fractional_gpus({"gpus": 0.5})
-    assert fractional_gpus({"gpus": 2.0}) is None
-    assert fractional_gpus({"gpus": lambda wildcards: 1}) is None
-    assert fractional_gpus(None) is None
 
 
 @pytest.mark.parametrize(("runtime", "seconds"), [(None, 90), (60, 90), (2, 40), (1, 20)])

@@ -237,6 +237,11 @@ def test_checkpoint_rules(workflow):
     [
         ("gpus=-1", "gpus=-1: a whole number is needed"),
         ("gpus=0.5", "gpus=0.5: a number of whole GPUs is needed"),
+        ("gpus=lambda wildcards: 0.5", "gpus=0.5: a number of whole GPUs is needed"),
+        ("gpu=lambda wildcards, attempt: 1.5 * attempt", "gpu=1.5: a number of whole GPUs is needed"),
+        ("disk_mb=5000", "disk_mb=5000: no disk space is asked of Slurm by it; use slurm_extra"),
+        ("disk='2GB'", "disk_mb=2000: no disk space is asked of Slurm by it"),
+        ("disk_mib=lambda wildcards: 1000", "disk_mb=1048: no disk space is asked of Slurm by it"),
         ("memory=5", "unknown resource 'memory'; known are threads, mem_mb"),
         ("slurm_extra='--array=0-9'", "--array is set by the executor itself"),
         ("slurm_partition='a\\nb'", "control characters and newlines are not allowed"),
@@ -259,6 +264,58 @@ def test_impossible_resources_are_found_before_anything_runs(workflow, resource,
     assert done.returncode != 0
     assert f"rule second: {says}" in " ".join(done.stdout.split()) or says in done.stdout, done.stdout
     assert not (workflow.folder / "a.txt").exists()
+
+
+ONE = """
+    rule b:
+        output: "b.txt"
+        resources: {resource}
+        shell: "touch {{output}}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--set-resources", "b:gpus=1.5"], "rule b: gpus=1.5: a number of whole GPUs is needed"),
+        (["--default-resources", "gpu=0.5"], "rule b: gpu=0.5: a number of whole GPUs is needed"),
+        (["--set-resources", "b:disk_mb=7"], "rule b: disk_mb=7: no disk space is asked of Slurm by it"),
+        (["--default-resources", "disk_mb=7*attempt"], "rule b: disk_mb=7: no disk space is asked of Slurm by it"),
+    ],
+)
+def test_impossible_resources_of_the_command_line(workflow, options, says):
+    workflow.write(ONE.format(resource="mem_mb=5"))
+    done = workflow.run("b.txt", *options)
+    assert done.returncode != 0
+    assert says in " ".join(done.stdout.split()), done.stdout
+    assert not (workflow.folder / "b.txt").exists()
+
+
+def test_a_fraction_for_some_jobs_of_a_rule(workflow):
+    workflow.write("""
+        rule each:
+            output: "{n}.txt"
+            resources: gpus=lambda wildcards: int(wildcards.n) / 2
+            shell: "touch {output}"
+    """)
+    done = workflow.run("0.txt", "1.txt", "2.txt", "--keep-going")
+    assert done.returncode != 0
+    assert "gpus=0.5: a number of whole GPUs is needed" in done.stdout
+    assert not (workflow.folder / "1.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("resource", "options"),
+    [
+        ("gpus=0.5", ["--set-resources", "b:gpus=0"]),
+        ("gpus=lambda wildcards: 0.0", ["--default-resources", "mem_mb=10"]),
+        ("disk_mb=5000", ["--resources", "disk_mb=9000"]),
+    ],
+)
+def test_resources_that_hide_nothing(workflow, resource, options):
+    workflow.write(ONE.format(resource=resource))
+    done = workflow.run("b.txt", *options)
+    assert done.returncode == 0, done.stdout
 
 
 def test_no_sbatch_is_one_line(workflow, monkeypatch):

@@ -53,6 +53,90 @@ def test_a_job_whose_rule_has_changed_is_stopped_and_run_anew(workflow):
     assert len(workflow.lines()) == 7
 
 
+def test_a_group_that_is_half_done_does_not_run_twice(workflow):
+    """After the restart the group holds its second half only, and so is another job."""
+    workflow.write("""
+        rule all:
+            input: "b.txt"
+        rule a:
+            output: "a.txt"
+            group: "both"
+            shell: "echo a >> runs.txt; touch {output}"
+        rule b:
+            input: "a.txt"
+            output: "b.txt"
+            group: "both"
+            shell: "echo begin >> runs.txt; sleep 12; echo end >> runs.txt; touch {output}"
+    """)
+    first = workflow.start()
+    workflow.wait_for_lines(2)
+    first.kill()
+    first.wait()
+    done = workflow.run()
+    assert done.returncode == 0, done.stdout
+    assert "Took over" not in done.stdout
+    assert workflow.lines()[:2] == ["a", "begin"]
+    assert workflow.lines()[-2:] == ["begin", "end"]
+    assert workflow.lines().count("end") == 1
+    assert workflow.processes("submitit.local._local") == []
+
+
+RECORD = """
+    import json, os, pathlib, sys, time
+    import psutil
+    (folder,) = pathlib.Path(".snakemake/submitit").glob("snakemake-*/0")
+    record = {"exit_code": int(sys.argv[1]), "outputs": []}
+"""
+
+
+def test_a_job_that_counts_as_failed_is_stopped(workflow):
+    """It has a bad result, but does not end."""
+    script = (
+        RECORD
+        + """
+    (folder / "done.json").write_text(json.dumps(record))
+    time.sleep(60)
+    """
+    )
+    (workflow.folder / "work.py").write_text(textwrap.dedent(script))
+    workflow.write("""
+        rule work:
+            output: "out.txt"
+            shell: "python work.py 3"
+    """)
+    done = workflow.run("out.txt", "--submitit-grace", "1")
+    assert done.returncode != 0
+    assert "failed with exit code 3" in done.stdout
+    assert workflow.processes("submitit.local._local") == []
+    assert workflow.processes("submitit.core._submit") == []
+
+
+def test_a_late_result_is_waited_for_as_long_as_a_late_file(workflow):
+    """The job is gone at once; its result shows up some seconds later."""
+    script = (
+        RECORD
+        + """
+    if os.fork() == 0:
+        os.setsid()
+        time.sleep(8)
+        pathlib.Path("out.txt").touch()
+        (folder / "done.json").write_text(json.dumps(record))
+        os._exit(0)
+    for process in psutil.Process().parents():
+        if any("submitit.local._local" in word or "submitit.core._submit" in word for word in process.cmdline()):
+            process.kill()
+    """
+    )
+    (workflow.folder / "work.py").write_text(textwrap.dedent(script))
+    workflow.write("""
+        rule work:
+            output: "out.txt"
+            shell: "python work.py 0"
+    """)
+    done = workflow.run("out.txt", "--submitit-grace", "1", "--latency-wait", "30")
+    assert done.returncode == 0, done.stdout
+
+
 def test_a_kill_between_intent_and_confirmation_is_settled(workflow):
     workflow.write(SLOW)
     first = workflow.start()
