@@ -102,8 +102,10 @@ rule figure_radar:
 rule claims:
     input:
         "<results>/claims.md",
+        collected_files("runs", CELLS),
 
 
 rule page:
     input:
         "<results>/index.html",
+        collected_files("runs", CELLS),

@@ -56,6 +56,24 @@ def test_every_row_can_be_traced(reproduced):
     assert {row["loss"] for row in rows if row["model"] == "student"} == {"ce", "prob+layer+ce"}
 
 
+@pytest.mark.parametrize(
+    ("target", "rules"),
+    [
+        ("all", ("train_teacher", "distill", "evaluate_base", "profile", "render_page")),
+        ("table_losses", ("distill", "evaluate_losses", "render_table")),
+        ("figure_ablations", ("distill", "evaluate_losses", "render_figure")),
+        ("claims", ("distill", "profile", "render_claims")),
+        ("table_speed", ("profile", "render_table")),
+    ],
+)
+def test_committed_results_do_not_stand_in_for_runs(reproduced, checkout, target, rules):
+    shutil.copytree(reproduced / "results/debug", checkout / "results/debug", dirs_exist_ok=True)
+    done = snakemake(checkout, "--dry-run", target)
+    assert done.returncode == 0, done.stdout
+    planned = set(re.findall(r"^(\w+) +\d+$", done.stdout, re.MULTILINE))
+    assert set(rules) <= planned, done.stdout
+
+
 def test_a_second_run_does_nothing_and_says_so(reproduced):
     start = time.monotonic()
     done = snakemake(reproduced, "all")

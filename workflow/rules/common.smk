@@ -79,12 +79,26 @@ def folder(record):
     return [folder(one) for one in record]
 
 
+# Snakemake is content with a result that is there, though what it was made from is not, as in a clone, which has the
+# committed results and no runs. So whatever a target shows, it also asks for the runs that this comes from.
 def rendered_table(name):
-    return multiext(f"<results>/tables/{name}", ".md", ".tex", ".html")
+    shown = multiext(f"<results>/tables/{name}", ".md", ".tex", ".html")
+    return [*shown, *runs_behind(*table_data(name).values())]
 
 
 def rendered_figure(name):
-    return multiext(f"<results>/figures/{name}", ".svg", ".png")
+    shown = multiext(f"<results>/figures/{name}", ".svg", ".png")
+    return [*shown, *runs_behind(FIGURES[name])]
+
+
+def runs_behind(*tables):
+    """Files below `<run>` that CSV files come from."""
+    found = []
+    for path in tables:
+        kind = Path(path).stem
+        committed = path.startswith("<results>")
+        found += collected_files(kind, CELLS) if committed else [path]
+    return found
 
 
 def student_files(kind, name, cells):
@@ -145,6 +159,7 @@ EVERYTHING = [
     "<results>/index.html",
     "<results>/metrics.json",
     "<results>/data/runs.csv",
+    *collected_files("runs", CELLS),
 ]
 CACHED = PRESET.cache.mode != "online"
 
