@@ -266,7 +266,7 @@ MAYBE = {"id": "a", "image": "a.png", "question": "?", "answer": "maybe", "task"
         (point_outside, {}, "leads outside"),
         (None, {"tasks": ["mmlu"]}, "unknown task 'mmlu'; allowed: easy_vqa_yesno"),
         (None, {"tasks": []}, "tasks: is empty"),
-        (None, {"tasks": ["easy_vqa_open"] * 2}, "names a task twice"),
+        (None, {"tasks": ["easy_vqa_open"] * 2}, "tasks: names easy_vqa_open twice"),
         (None, {"limit": 0}, "limit"),
     ],
 )
