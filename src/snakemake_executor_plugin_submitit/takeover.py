@@ -11,9 +11,7 @@ from . import result as results
 from .ledger import Batch, Ledger, Mark
 from .local import wait_for_end
 from .states import JobState
-
-STOPPING = 90.0
-"""Seconds for a job that is not wanted any more to stop; Slurm itself gives it 30 after SIGTERM."""
+from .watch import STOPPING
 
 
 class TakeoverError(RuntimeError):

@@ -18,7 +18,7 @@ from .states import JobState
 FLICKER = 10.0
 """Seconds that a failure must last: Slurm calls a job failed for a moment before it requeues it."""
 STOPPING = 90.0
-"""Seconds for a job that counts as failed to stop; Slurm itself gives it 30 after SIGTERM."""
+"""Seconds for a job that failed, or is not wanted any more, to stop; Slurm itself gives it 30 after SIGTERM."""
 FIRST, LONGEST = 2.0, 60.0
 
 

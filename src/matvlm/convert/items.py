@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from matvlm import provenance
 from matvlm.convert.checkpoint import Checkpoint, Item
 from matvlm.convert.match import Shapes
 from matvlm.errors import UserError
@@ -28,6 +29,20 @@ class Report:
     left_out: list[str] = field(default_factory=list)
     added: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    def record(self, way: str, source: dict, dtype: torch.dtype) -> dict:
+        """What the provenance file of the folder written says, beside the hashes of its files.
+
+        Args:
+            way: name of the conversion. source: what to say of the folder read. dtype: of the weights written.
+        """
+        return {
+            "step": "convert",
+            "source": source,
+            "left_out": self.left_out,
+            "added": self.added,
+            "provenance": provenance.describe({"convert": way, "dtype": str(dtype)}),
+        }
 
     def count(self, items: list[Item], files: int) -> None:
         """Note what was written."""

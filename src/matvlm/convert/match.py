@@ -105,5 +105,17 @@ def check_tensors(source: Checkpoint, wanted: Shapes, known: set[str]) -> None:
         raise UserError(f"{source.folder}: {'; '.join(parts)}")
 
 
+def find_head(source: Checkpoint, vision: SiglipVisionConfig) -> list[str]:
+    """Names of the tensors of a release's pooling head; none if it has no part of one.
+
+    Raises:
+        UserError: a part of it is missing or misshapen.
+    """
+    found = [name for name in names.POOLING_HEAD if name in source.entries]
+    if found:
+        check_tensors(source, head_shapes(vision), set(source.entries))
+    return found
+
+
 def _numbers(indices: set[int]) -> str:
     return ", ".join(map(str, sorted(indices)))

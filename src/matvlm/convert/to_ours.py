@@ -11,7 +11,7 @@ from matvlm import provenance
 from matvlm.convert import names
 from matvlm.convert.checkpoint import SHARD_BYTES, Checkpoint, write_shards
 from matvlm.convert.items import Report, make_items
-from matvlm.convert.match import check_layout, check_tensors, head_shapes, our_shapes, release_shapes
+from matvlm.convert.match import check_layout, check_tensors, find_head, our_shapes, release_shapes
 from matvlm.convert.release import CONFIG, read_release
 from matvlm.convert.texts import load_tokenizer, make_processor
 from matvlm.errors import UserError
@@ -60,14 +60,8 @@ def to_ours(
         report.added.append(f"row {rows} of embed_tokens and lm_head, for <image>: the mean of all rows")
     if (shaped := raw.get("image_aspect_ratio", "square")) != "square":
         report.notes.append(f"image_aspect_ratio is {shaped!r}; our processor resizes images to a square")
-    settings = {"convert": "to_ours", "dtype": str(config.dtype)}
-    record = {
-        "step": "convert",
-        "source": {"name": source.resolve().name, "hash": provenance.model_hash(source), CONFIG: raw},
-        "left_out": left_out,
-        "added": report.added,
-        "provenance": provenance.describe(settings),
-    }
+    described = {"name": source.resolve().name, "hash": provenance.model_hash(source), CONFIG: raw}
+    record = report.record("to_ours", described, config.dtype)
     with written_aside(out) as aside:
         report.count(items, write_shards(aside, items, limit))
         config.save_pretrained(aside)
@@ -87,10 +81,8 @@ def _without_counterpart(checkpoint: Checkpoint, config: LlavaConfig) -> tuple[l
         UserError: a part of the pooling head is missing or misshapen.
     """
     entries = checkpoint.entries
-    head = [name for name in names.POOLING_HEAD if name in entries]
+    head = find_head(checkpoint, config.vision_config)
     if head:
-        shapes = head_shapes(config.vision_config)
-        check_tensors(checkpoint, shapes, set(entries))
         checkpoint.dtype(head, torch.float32)
     buffers = [name for name in entries if name == names.POSITION_IDS or names.is_inv_freq(name)]
     tied = config.tie_word_embeddings and names.HEAD_WEIGHT in entries

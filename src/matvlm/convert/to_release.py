@@ -12,7 +12,7 @@ from matvlm import provenance
 from matvlm.convert import names
 from matvlm.convert.checkpoint import SHARD_BYTES, Checkpoint, Item, write_shards
 from matvlm.convert.items import Report, make_items
-from matvlm.convert.match import check_tensors, head_shapes, our_shapes, release_shapes
+from matvlm.convert.match import check_tensors, find_head, head_shapes, our_shapes, release_shapes
 from matvlm.convert.release import CONFIG, MAMBA_CONFIG
 from matvlm.convert.release_config import read_like, read_ours, write_config, write_mamba_config
 from matvlm.convert.texts import FILES, VOCABULARIES
@@ -70,14 +70,8 @@ def to_release(
         parts = {name: name for name in names.POOLING_HEAD}
         items += make_items(head, parts, head_shapes(config.vision_config), dtype)
         report.added.append(f"the pooling head of {like.name}, which no pass reads")
-    settings = {"convert": "to_release", "dtype": str(dtype)}
-    record = {
-        "step": "convert",
-        "source": {"name": source.resolve().name, "hash": provenance.model_hash(source)},
-        "left_out": report.left_out,
-        "added": report.added,
-        "provenance": provenance.describe(settings),
-    }
+    described = {"name": source.resolve().name, "hash": provenance.model_hash(source)}
+    record = report.record("to_release", described, dtype)
     with written_aside(out) as aside:
         report.count(items, write_shards(aside, items, limit))
         write_json(aside / CONFIG, write_config(config, base, dtype))
@@ -97,7 +91,4 @@ def _pooling_head(like: Path, config: LlavaConfig) -> Checkpoint | None:
         UserError: a part of it is missing or misshapen.
     """
     checkpoint = Checkpoint(like)
-    if not any(name in checkpoint.entries for name in names.POOLING_HEAD):
-        return None
-    check_tensors(checkpoint, head_shapes(config.vision_config), set(checkpoint.entries))
-    return checkpoint
+    return checkpoint if find_head(checkpoint, config.vision_config) else None
