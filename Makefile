@@ -1,4 +1,5 @@
-# The two commands of the README, and what contributors need. Everything is installed into .venv.
+# The two commands of the README, and what contributors need. Everything is installed into .venv, for GPUs into
+# .venv-gpu.
 PYTHON ?= python3
 # An index with CPU builds of PyTorch, where there is one, saves some GB: make TORCH_INDEX=... reproduce
 TORCH_INDEX ?=
@@ -7,9 +8,10 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' envs/cpu.lock)
 READY := $(VENV)/.ready
+GPU_READY := .venv-gpu/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce test test-unit test-workflow test-slurm lint format schema lock clean
+.PHONY: help reproduce gpu test test-unit test-workflow test-slurm lint format schema lock clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,6 +26,14 @@ $(READY): envs/cpu.lock pyproject.toml
 
 reproduce: $(READY) ## From data to tables, figures and verdicts: the preset tiny, in results/tiny
 	$(BIN)/snakemake all
+
+gpu: $(GPU_READY) ## .venv-gpu with torch for CUDA and the kernels of mamba-ssm (docs/gpu.md)
+
+$(GPU_READY): envs/gpu.lock envs/gpu.post-deploy.sh pyproject.toml
+	@echo "installing into .venv-gpu (some GB)"
+	$(PYTHON) -m venv .venv-gpu
+	PATH="$(CURDIR)/.venv-gpu/bin:$$PATH" bash envs/gpu.post-deploy.sh
+	@touch $@
 
 test: test-unit test-workflow test-slurm ## All tests that need no GPU
 
@@ -51,7 +61,7 @@ format: $(READY) ## Format Python and Snakemake files
 schema: $(READY) ## Write the JSON schema and docs/configuration.md anew
 	$(BIN)/python -m matvlm.schema
 
-lock: ## Resolve envs/cpu.in anew into envs/cpu.lock
+lock: ## Resolve envs/cpu.in and envs/gpu.in anew into the locks
 	PYTHON=$(PYTHON) envs/lock
 
 clean: ## Remove everything that a run made, results aside
