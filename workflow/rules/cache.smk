@@ -9,7 +9,7 @@ rule cache_teacher:
     benchmark:
         "<benchmarks>/cache_teacher.tsv"
     conda:
-        "../../envs/cpu.yaml"
+        environment("cache")
     threads: 1
     resources:
         mem_mb=growing(4000),

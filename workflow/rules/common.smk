@@ -67,6 +67,11 @@ def one_of(values):
     return "|".join(sorted({re.escape(str(value)) for value in values}))
 
 
+def environment(step):
+    """The conda environment of a step: with CUDA and the kernels if it asks for GPUs."""
+    return f"../../envs/{'gpu' if getattr(PRESET.gpus, step) else 'cpu'}.yaml"
+
+
 def growing(amount):
     """A resource that grows with each attempt."""
     return lambda wildcards, attempt: amount * attempt

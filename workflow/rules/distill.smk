@@ -13,7 +13,7 @@ rule distill:
     benchmark:
         "<benchmarks>/distill/{init}/{layout}/{loss}/{divergence}/seed{seed}.tsv"
     conda:
-        "../../envs/cpu.yaml"
+        environment("distill")
     # Two students on one core each are faster than one on two, and a run gives the same bits on any machine.
     threads: 1
     resources:

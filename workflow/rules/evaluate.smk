@@ -9,7 +9,7 @@ rule evaluate_teacher:
     benchmark:
         "<benchmarks>/evaluate/teacher.tsv"
     conda:
-        "../../envs/cpu.yaml"
+        environment("evaluate")
     threads: 1
     resources:
         mem_mb=growing(4000),
@@ -50,7 +50,7 @@ for batch, cells in evaluation_batches(PRESET, CONFIG.base).items():
         benchmark:
             f"<benchmarks>/evaluate/{batch}-seed{{seed}}.tsv"
         conda:
-            "../../envs/cpu.yaml"
+            environment("evaluate")
         threads: 1
         resources:
             mem_mb=growing(4000),

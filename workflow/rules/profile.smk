@@ -8,7 +8,7 @@ rule profile:
     benchmark:
         "<benchmarks>/profile.tsv"
     conda:
-        "../../envs/cpu.yaml"
+        environment("profile")
     # It uses one core, but must not share the machine: locally it takes all cores, in Slurm a node of its own.
     threads: workflow.cores if workflow.local_exec else 1
     resources:

@@ -12,7 +12,7 @@ if PRESET.teacher.source == "train":
         benchmark:
             "<benchmarks>/train_teacher.tsv"
         conda:
-            "../../envs/cpu.yaml"
+            environment("teacher")
         threads: 8
         resources:
             mem_mb=growing(16000),
