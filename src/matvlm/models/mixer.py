@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 
-from matvlm.ops.ssd import ssd_chunked, ssd_step
+from matvlm.ops.choose import path_for
 
 A_RANGE = (1.0, 16.0)
 """Range of the decay rates -A at initialisation (Mamba-2's own)."""
@@ -33,10 +33,8 @@ class GatedRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
-        """x, z: (..., width); computed in the type of x (float32 or wider), returned in that of z."""
-        gated = (x * F.silu(z.to(x.dtype))).unflatten(-1, (-1, self.group_size))
-        normed = gated * torch.rsqrt(gated.square().mean(-1, keepdim=True) + self.eps)
-        return (normed.flatten(-2) * self.weight.to(x.dtype)).to(z.dtype)
+        """x, z: (..., width); computed in float32 or wider, returned in the type of z."""
+        return path_for(z.device, z.dtype).gated_norm(x, z, self.weight, self.group_size, self.eps)
 
 
 class Mamba2Mixer(nn.Module):
@@ -101,56 +99,61 @@ class Mamba2Mixer(nn.Module):
         Returns:
             (b, l, hidden_size).
         """
-        length = hidden.shape[1]
+        path, length = path_for(hidden.device, hidden.dtype), hidden.shape[1]
         work = torch.promote_types(hidden.dtype, torch.float32)
         layer = None if cache is None else cache.layers[self.layer_idx]
         continued = layer is not None and cache.has_previous_state(self.layer_idx)
+        stepping = continued and length == 1
 
         z, xBC, dt = self.in_proj(hidden).split([self.d_inner, self.d_inner + 2 * self.d_xb, self.heads], dim=-1)
         if mask is not None:
             xBC = xBC * mask[..., None].to(xBC.dtype)
-        xBC = self._convolve(xBC, mask, layer, continued)
+        weight, bias = self.conv1d.weight[:, 0], self.conv1d.bias
+        if stepping and mask is None:
+            xBC = path.convolve_step(xBC[:, 0], layer.conv_states[0], weight, bias)[:, None]
+        else:
+            before = layer.conv_states[0].clone() if continued else None
+            if layer is not None:
+                self._remember(layer, xBC, before, mask)
+            xBC = path.convolve(xBC, before, weight, bias)
         if mask is not None:
             xBC = xBC * mask[..., None].to(xBC.dtype)
 
         x, B, C = xBC.split([self.d_xb, self.d_xb, self.d_inner], dim=-1)
         x, B, C = (t.unflatten(-1, (-1, self.head_dim)) for t in (x, B, C))
         x = x.repeat_interleave(self.heads // self.kv_heads, dim=2)  # (b, l, heads, head_dim)
-        # The scan runs in float32 at least, whatever the weights are: its sums are long.
-        x, B, C, dt = (t.to(work) for t in (x, B, C, dt))
-        dt = F.softplus(dt + self.dt_bias.to(work))  # (b, l, heads)
+        dt = F.softplus(dt.to(work) + self.dt_bias.to(work))  # (b, l, heads)
         if mask is not None:
             dt = dt * mask[..., None]  # no decay over padding either
         A, D = -torch.exp(self.A_log.to(work)), self.D.to(work)
 
         state = layer.recurrent_states[0] if continued else None
-        if continued and length == 1:
-            y, state = ssd_step(state, x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D)
+        if stepping:
+            y, state = path.step(state, x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], D)
             y = y[:, None]
         else:
-            y, state = ssd_chunked(x, dt, A, B, C, D, state, self.chunk_size)
+            y, state = path.scan(x, dt, A, B, C, D, state, self.chunk_size)
         if layer is not None:
             layer.update_recurrent_state(state)
         return self.out_proj(self.norm(y.flatten(-2), z))
 
-    def _convolve(self, xBC: Tensor, mask: Tensor | None, layer, continued: bool) -> Tensor:
-        """SiLU of the causal convolution of (b, l, conv_width), continued from the cache where there is one."""
-        inputs = xBC.transpose(1, 2)
-        length = inputs.shape[-1]
-        fresh = (*inputs.shape[:2], self.conv_kernel)
-        before = layer.conv_states[0] if continued else inputs.new_zeros(fresh)
-        window = torch.cat([before, inputs], dim=-1)  # (b, conv_width, conv_kernel + l)
-        if layer is not None:
-            self._remember(layer, window, mask)
-        return F.silu(self.conv1d(window[..., 1:]))[..., -length:].transpose(1, 2)
+    def _remember(self, layer, inputs: Tensor, before: Tensor | None, mask: Tensor | None) -> None:
+        """Store each sample's last ``conv_kernel`` inputs, which padding on the right must not push out.
 
-    def _remember(self, layer, window: Tensor, mask: Tensor | None) -> None:
-        """Store each sample's last ``conv_kernel`` inputs, which padding on the right must not push out."""
+        Args:
+            inputs: (b, l, conv_width). before: (b, conv_width, conv_kernel), those remembered so far, if any.
+        """
+        inputs, width = inputs.transpose(1, 2), self.conv_kernel
         if mask is None:
-            last = window[..., -self.conv_kernel :]
+            inputs = inputs[..., -width:]
+        if before is None:
+            before = inputs.new_zeros((*inputs.shape[:2], width))
+        window = torch.cat([before, inputs], dim=-1)  # (b, conv_width, conv_kernel + l)
+        if mask is None:
+            last = window[..., -width:]
         else:
             steps = torch.arange(1, mask.shape[1] + 1, device=mask.device)
             ends = (mask.bool() * steps).amax(1)  # (b,) one past the last real position; 0 if there is none
-            index = ends[:, None] + torch.arange(self.conv_kernel, device=mask.device)
+            index = ends[:, None] + torch.arange(width, device=mask.device)
             last = window.gather(-1, index[:, None, :].expand(-1, window.shape[1], -1))
-        layer.update_conv_state(last, conv_kernel_size=self.conv_kernel)
+        layer.update_conv_state(last, conv_kernel_size=width)
