@@ -54,7 +54,9 @@ def test_forward_and_backward(length: int, head_dim: int, heads: int, kv_heads: 
     (wanted * weight.double()).sum().backward()
     errors = {"x": error(x.grad, exact.grad)}
     pairs = zip(mixer.named_parameters(), reference.parameters(), strict=True)
-    errors |= {name: error(weight.grad, other.grad) for (name, weight), other in pairs if float(other.grad.norm())}
+    # Of one step alone they change the output's size and not its direction, and the norm takes size away.
+    none = {"A_log", "D", "dt_bias"} if length == 1 else set()
+    errors |= {name: error(weight.grad, other.grad) for (name, weight), other in pairs if name not in none}
     assert max(errors.values()) < BOUNDS[dtype], errors
 
 

@@ -66,6 +66,7 @@ class FusedDecoder:
         head_dim = text.hidden_size // text.num_attention_heads
         inner, kv = text.num_attention_heads * head_dim, text.num_key_value_heads * head_dim
         self._stream = torch.empty(batch, text.hidden_size, device=device)
+        self._normed = torch.empty_like(self._stream, dtype=model.dtype)
         wide = 2 * inner + 2 * kv + text.num_attention_heads
         self._projected = torch.empty(batch, wide, device=device, dtype=model.dtype)
         self._mixed = torch.empty(batch, inner + text.intermediate_size, device=device, dtype=model.dtype)
@@ -151,22 +152,23 @@ class FusedDecoder:
 
     def _step(self) -> None:
         from matvlm.ops.decode.attention import attend
-        from matvlm.ops.decode.linear import add_linear, norm_linear
+        from matvlm.ops.decode.linear import from_stream, norm, to_stream
         from matvlm.ops.decode.mamba import mix_step
 
-        projected, mixed = self._projected, self._mixed
-        self._stream.copy_(self.model.get_input_embeddings().weight.index_select(0, self.token))
+        stream, normed, projected, mixed = self._stream, self._normed, self._projected, self._mixed
+        stream.copy_(self.model.get_input_embeddings().weight.index_select(0, self.token))
         for layer, held in zip(self.text.layers, self.cache.layers, strict=True):
             mlp = layer.mlp
+            norm(stream, layer.input_layernorm, normed)
             if isinstance(layer, HybridPhiMambaLayer):
                 mixer = layer.mamba
-                norm_linear(self._stream, layer.input_layernorm, [mixer.in_proj], projected, mlp.fc1, mixed)
+                from_stream(normed, [mixer.in_proj], projected, mlp.fc1, mixed)
                 mix_step(mixer, projected, held.conv_states[0], held.recurrent_states[0], mixed)
-                add_linear(mixed, mixer.out_proj, mlp.fc2, self._stream)
+                to_stream(mixed, mixer.out_proj, mlp.fc2, stream)
             else:
                 attention = layer.self_attn
                 linears = [attention.q_proj, attention.k_proj, attention.v_proj]
-                norm_linear(self._stream, layer.input_layernorm, linears, projected, mlp.fc1, mixed)
+                from_stream(normed, linears, projected, mlp.fc1, mixed)
                 attend(
                     projected,
                     held.keys,
@@ -177,7 +179,8 @@ class FusedDecoder:
                     mixed,
                     self._workspace,
                 )
-                add_linear(mixed, attention.dense, mlp.fc2, self._stream)
-        norm_linear(self._stream, self.text.final_layernorm, [self.model.lm_head], self.logits)
+                to_stream(mixed, attention.dense, mlp.fc2, stream)
+        norm(stream, self.text.final_layernorm, normed)
+        from_stream(normed, [self.model.lm_head], self.logits)
         torch.argmax(self.logits, dim=-1, out=self.token)
         self.position += 1

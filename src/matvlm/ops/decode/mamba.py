@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from matvlm.ops.decode.launch import overlapped
 
 if TYPE_CHECKING:
     from matvlm.models.mixer import Mamba2Mixer
@@ -55,7 +58,11 @@ def _step_kernel(
     BP: tl.constexpr,
     W: tl.constexpr,
     BW: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     kv_head, sample = tl.program_id(0), tl.program_id(1)
     inner: tl.constexpr = HEADS * P
     xb: tl.constexpr = KV_HEADS * P
@@ -115,4 +122,5 @@ def mix_step(mixer: Mamba2Mixer, projected: Tensor, window: Tensor, state: Tenso
         W=mixer.conv_kernel,
         BW=triton.next_power_of_2(mixer.conv_kernel),
         num_warps=WARPS,
+        **overlapped(projected),
     )
