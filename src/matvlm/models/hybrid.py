@@ -133,7 +133,7 @@ class HybridTextModel:
         use_cache: bool | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
-        """As the family's, with a causal mask for the attention layers and a padding mask for the Mamba-2 layers."""
+        """As the family's, with a causal mask for the attention layers and a padding mask for the others."""
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
         if inputs_embeds is None:
