@@ -9,11 +9,13 @@ import pytest
 import torch
 from release_checkpoint import DEPTH, make_release, write_tokenizer
 from safetensors.torch import save_file
+from tiny_models import llama_teacher
 
 from matvlm import cli
 from matvlm.convert.run import convert
 from matvlm.errors import UserError
-from matvlm.models.folder import load_model
+from matvlm.models.folder import load_model, save_model
+from matvlm.models.initialise import build_student
 
 Q_PROJ = "language_model.model.layers.1.self_attn.q_proj.weight"
 
@@ -312,3 +314,9 @@ def test_the_command_says_it_in_one_line(release, tmp_path, capsys):
     assert printed.out == ""
     assert printed.err.startswith("error: ")
     assert printed.err.count("\n") == 1
+
+
+def test_a_hybrid_that_the_release_does_not_have(tmp_path, small):
+    save_model(build_student(llama_teacher(small), "even-25", "attention", 0), tmp_path / "ours", {})
+    error = refused(tmp_path, tmp_path / "ours")
+    assert "text_config.model_type: is 'hybrid_llama'; allowed: phi, qwen2, llama, hybrid_phi" in error

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from tiny_models import grouped_query_teacher, padded_batch, prompt
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from tiny_models import grouped_query_teacher, llama_teacher, padded_batch, prompt
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GPT2Config,
+    LlamaConfig,
+    LlavaConfig,
+    PhiConfig,
+    SiglipVisionConfig,
+)
 
 from matvlm.errors import UserError
-from matvlm.layouts import LayoutError
+from matvlm.layouts import LayoutError, resolve
+from matvlm.models import HYBRIDS
 from matvlm.models.folder import load_model, save_model
-from matvlm.models.hybrid_phi import HybridPhiConfig
-from matvlm.models.initialise import build_student
+from matvlm.models.initialise import build_student, student_config
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 4, "vocab_size": 32}
+TEACHERS = ["multi-head", "grouped-query", "llama"]
+FAMILIES = {"phi": PhiConfig, "llama": LlamaConfig}
 
 
-@pytest.fixture(scope="module", params=["multi-head", "grouped-query"])
+@pytest.fixture(scope="module", params=TEACHERS)
 def teacher(small, debug, request):
-    """The shared teacher, or one like it whose heads share keys and values in pairs."""
+    """The shared teacher, one like it whose heads share keys and values in pairs, or one with a Llama."""
+    if request.param == "llama":
+        return llama_teacher(small)
     shared = load_model(small / "teacher")
     if request.param == "multi-head":
         assert shared.config.text_config.num_key_value_heads == debug.teacher.text.heads
@@ -50,6 +65,7 @@ def test_loaded_model_generates_the_same_with_and_without_cache(student, small, 
     options = {"max_new_tokens": 12, "do_sample": False, "min_new_tokens": 12}
     cached = loaded.generate(**inputs, **options, use_cache=True)
     assert torch.equal(cached, loaded.generate(**inputs, **options, use_cache=False))
+    assert torch.equal(cached, loaded.generate(**inputs, **options, cache_implementation="static"))
     assert torch.equal(cached, student.generate(**inputs, **options, use_cache=True))
     assert cached.shape[1] == inputs["input_ids"].shape[1] + 12
 
@@ -111,15 +127,21 @@ def test_padding_changes_no_logits(student, side):
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
-def test_auto_classes_know_the_hybrid(tmp_path):
-    config = HybridPhiConfig(
-        **SHAPE,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        layer_types=["full_attention", "linear_attention"] * 2,
-    )
+def tiny(family: str, tied: bool, **changes):
+    """Configuration of a hybrid language model with heads that share keys and values in pairs."""
+    layers = ["full_attention", "linear_attention"] * 2
+    shape = SHAPE | {"num_attention_heads": 4, "num_key_value_heads": 2, "layer_types": layers} | changes
+    return HYBRIDS[family](**shape, tie_word_embeddings=tied)
+
+
+@pytest.mark.parametrize(
+    ("family", "tied", "changes"),
+    [("phi", False, {}), ("llama", False, {}), ("llama", True, {}), ("llama", False, {"head_dim": 6})],
+)
+def test_auto_classes_know_the_hybrid(tmp_path, family, tied, changes):
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
+    model = AutoModelForCausalLM.from_config(tiny(family, tied, **changes)).eval()
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
     model.save_pretrained(tmp_path)
     assert AutoConfig.from_pretrained(tmp_path).mamba_layers == [1, 3]
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -128,10 +150,43 @@ def test_auto_classes_know_the_hybrid(tmp_path):
         assert torch.equal(model(ids).logits, loaded.eval()(ids).logits)
 
 
-def test_a_folder_loads_through_the_multimodal_auto_class(student, small, tmp_path):
+class Attention(torch.nn.Module):
+    """A stock attention that is called as a mixer is."""
+
+    def __init__(self, stock, rotary):
+        super().__init__()
+        self.stock, self.rotary = stock, rotary
+
+    def forward(self, normed, mask, cache):
+        return self.stock(normed, position_embeddings=self.rotary, attention_mask=mask)[0]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_replaced_layer_is_wired_as_the_stock_one(family):
+    """With the stock attention in the mixer's place, it is the stock layer; a hybrid without Mamba-2 layers is the
+    stock model."""
+    torch.manual_seed(0)
+    hybrid = AutoModelForCausalLM.from_config(tiny(family, False, layer_types=["full_attention"] * 4)).eval()
+    config = FAMILIES[family](**SHAPE, num_attention_heads=4, num_key_value_heads=2)
+    stock = AutoModelForCausalLM.from_config(config).eval()
+    stock.load_state_dict(hybrid.state_dict())
+    ids, states = torch.randint(0, 32, (2, 7)), torch.randn(2, 7, 32)
+    given = stock.model.layers[1]
+    rotary = stock.model.rotary_emb(states, torch.arange(7)[None])
+    layer = AutoModelForCausalLM.from_config(tiny(family, False)).eval().model.layers[1]
+    layer.mamba = torch.nn.Identity()
+    layer.load_state_dict({k: v for k, v in given.state_dict().items() if not k.startswith("self_attn.")})
+    layer.mamba = Attention(given.self_attn, rotary)
+    with torch.no_grad():
+        assert torch.equal(hybrid(ids).logits, stock(ids).logits)
+        assert torch.equal(layer(states), given(states, position_embeddings=rotary))
+
+
+def test_a_folder_loads_through_the_multimodal_auto_class(student, teacher, small, tmp_path):
     save_model(student, tmp_path / "m", {}, like=small / "teacher")
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "m")
-    assert loaded.config.text_config.model_type == "hybrid_phi"
+    assert loaded.config.text_config.model_type == f"hybrid_{teacher.config.text_config.model_type}"
+    assert (loaded.lm_head.weight is loaded.get_input_embeddings().weight) == teacher.config.tie_word_embeddings
 
 
 def test_gradient_reaches_every_trained_weight(student):
@@ -145,13 +200,20 @@ def test_gradient_reaches_every_trained_weight(student):
 
 @pytest.mark.parametrize("init", ["attention", "random", "release-random"])
 def test_initialisations_differ_in_what_they_copy(teacher, init):
-    """`release-random` alone leaves norm and MLP of the replaced layers random."""
+    """`release-random` alone leaves norms and MLP of the replaced layers random."""
+    teacher = copy.deepcopy(teacher)
+    for weight in teacher.model.language_model.layers.parameters():
+        torch.nn.init.normal_(weight)  # a fresh norm's and bias's ones and zeros are no sign of a copy
     student = build_student(teacher, "even-50", init, 3)
     layer, given = student.model.language_model.layers[2], teacher.model.language_model.layers[2]
-    assert torch.equal(layer.mlp.fc1.weight, given.mlp.fc1.weight) == (init != "release-random")
+    own = layer.state_dict()
+    for name, value in given.state_dict().items():
+        if not name.startswith("self_attn."):
+            assert torch.equal(own[name], value) == (init != "release-random"), name
     mixer, attention = layer.mamba, given.self_attn
     _, x, B, C, _ = mixer.in_proj.weight.split([mixer.d_inner, mixer.d_xb, mixer.d_xb, mixer.d_inner, mixer.heads])
-    copies = {"v_proj": x, "k_proj": B, "q_proj": C, "dense": mixer.out_proj.weight}
+    output = "dense" if hasattr(attention, "dense") else "o_proj"
+    copies = {"v_proj": x, "k_proj": B, "q_proj": C, output: mixer.out_proj.weight}
     for name, value in copies.items():
         assert torch.equal(value, getattr(attention, name).weight) == (init == "attention"), name
     kept = student.model.language_model.layers[1].state_dict()
@@ -171,6 +233,22 @@ def test_a_layout_that_does_not_fit_is_refused(small, layout):
     with pytest.raises(LayoutError) as error:
         build_student(load_model(small / "teacher"), layout, "attention", 0)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("ratio", "count"), [("12.5", 4), ("25", 8), ("50", 15)])
+def test_layouts_on_the_depth_of_smollm2(ratio, count):
+    text = LlamaConfig(hidden_size=576, num_attention_heads=9, num_key_value_heads=3, num_hidden_layers=30)
+    teacher = LlavaConfig(text_config=text, vision_config=SiglipVisionConfig())
+    made = student_config(teacher, f"even-{ratio}", "attention").text_config
+    assert made.mamba_layers == resolve(f"even-{ratio}", 30)
+    assert len(made.mamba_layers) == count
+    assert (made.model_type, made.head_dim) == ("hybrid_llama", 64)
+
+
+def test_a_family_without_hybrids_is_refused():
+    teacher = LlavaConfig(text_config=GPT2Config(), vision_config=SiglipVisionConfig())
+    with pytest.raises(UserError, match="its language model is 'gpt2'; students are made of phi, llama"):
+        student_config(teacher, "even-25", "attention")
 
 
 def test_a_tensor_too_many_or_too_few_is_refused(student, small, tmp_path):

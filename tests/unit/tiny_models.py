@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import LlavaForConditionalGeneration
+from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from matvlm.config import Preset
 from matvlm.models.folder import load_model
+from matvlm.models.llava import new_model
 from matvlm.teacher.build import build_teacher
 
 
@@ -19,6 +20,29 @@ def grouped_query_teacher(small: Path, debug: Preset) -> LlavaForConditionalGene
     ids = {"image": found.image_token_id, "eos": found.text_config.eos_token_id, "pad": found.pad_token_id}
     settings = debug.teacher.model_copy(update={"text": text})
     built = build_teacher(settings, vocab_size=found.text_config.vocab_size, token_ids=ids, seed=0).eval()
+    built.lm_head.weight.data *= 50
+    return built
+
+
+def llama_teacher(small: Path) -> LlavaForConditionalGeneration:
+    """A teacher like that of the fixture `small` with a Llama of SmolLM2's kind: nine heads on three of keys and
+    values, and a head tied to the embedding."""
+    found = load_model(small / "teacher").config
+    text = LlamaConfig(
+        vocab_size=found.text_config.vocab_size,
+        hidden_size=36,
+        intermediate_size=52,
+        num_hidden_layers=4,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        bos_token_id=found.text_config.bos_token_id,
+        eos_token_id=found.text_config.eos_token_id,
+        pad_token_id=found.pad_token_id,
+        tie_word_embeddings=True,
+    )
+    rest = {key: value for key, value in found.to_dict().items() if key not in ("model_type", "text_config")}
+    torch.manual_seed(0)
+    built = new_model(LlavaConfig(**rest | {"tie_word_embeddings": True}, text_config=text)).eval()
     built.lm_head.weight.data *= 50
     return built
 

@@ -24,7 +24,8 @@ from transformers import (
 
 from matvlm.convert.read import read_object
 from matvlm.errors import UserError
-from matvlm.models.hybrid_phi import ATTENTION, MAMBA, HybridPhiConfig
+from matvlm.models.hybrid import ATTENTION, MAMBA
+from matvlm.models.hybrid_phi import HybridPhiConfig
 from matvlm.models.llava import LlavaHeadBiasConfig
 
 TEXT = {"phi": PhiConfig, "qwen2": Qwen2Config, "llama": LlamaConfig}

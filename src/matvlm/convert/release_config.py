@@ -20,7 +20,8 @@ from matvlm.convert.release import (
 )
 from matvlm.errors import UserError
 from matvlm.models.folder import read_config
-from matvlm.models.hybrid_phi import ATTENTION, HybridPhiConfig
+from matvlm.models.hybrid import ATTENTION
+from matvlm.models.hybrid_phi import HybridPhiConfig
 
 TEACHER, STUDENT = "TinyLlavaForConditionalGeneration", "HybridTinyLlavaForConditionalGeneration"
 LANGUAGE_MODELS = {

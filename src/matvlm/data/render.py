@@ -22,6 +22,22 @@ SYSTEM = (
 USER, ASSISTANT = "USER:", "ASSISTANT:"
 IGNORE = -100
 """Label of a position that is not learnt from, as PyTorch's cross-entropy has it."""
+CHAT_TEMPLATE = "".join(
+    [
+        "{% for message in messages %}",
+        "{% set parts = [{'type': 'text', 'text': message.content}] if message.content is string ",
+        "else message.content %}",
+        "{% set text = parts | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(' ') %}",
+        "{% if message.role == 'user' %}",
+        f"{{% if loop.first %}}{SYSTEM} {{% endif %}}{USER} ",
+        f"{{% if parts | selectattr('type', 'equalto', 'image') | list %}}{IMAGE}\n{{% endif %}}",
+        f"{{{{ text }}}} {ASSISTANT}",
+        "{% elif message.role == 'assistant' %} {{ text }}{{ eos_token }}",
+        "{% else %}{{ raise_exception('roles are user and assistant') }}{% endif %}",
+        "{% endfor %}",
+    ]
+)
+"""The format as transformers' chat templates are written, for those who use a model without this package."""
 
 
 @dataclass(frozen=True)

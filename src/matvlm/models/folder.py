@@ -8,7 +8,7 @@ from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
 from transformers.utils import logging
 
 import matvlm.models  # noqa: F401  registers the hybrid text models
@@ -22,7 +22,7 @@ logging.disable_progress_bar()
 
 
 def save_model(
-    model: LlavaForConditionalGeneration,
+    model: PreTrainedModel,
     out: Path,
     provenance: dict,
     *,
@@ -34,7 +34,7 @@ def save_model(
 
     Args:
         provenance: what `provenance.json` says, beside the hashes of the folder's files.
-        processor: written into the folder; or else taken over from the model folder ``like``.
+        processor: or tokenizer, written into the folder; or else taken over from the model folder ``like``.
         extra: further text files by name.
     """
     with written_aside(out) as aside:
@@ -120,15 +120,21 @@ def read_config(folder: Path) -> LlavaConfig:
 
 def load_checked(folder: Path, **kwargs) -> LlavaForConditionalGeneration:
     """As `load_model`, of a folder that `check_folder` has just found whole."""
-    kind = read_config(folder).model_type
+    return load_strictly(CLASSES[read_config(folder).model_type], folder, **kwargs)
+
+
+def load_strictly(kind: type, folder: Path, **kwargs) -> PreTrainedModel:
+    """A model of a class of transformers, or of one of its Auto classes, in evaluation mode.
+
+    Raises:
+        UserError: the folder's tensors are not those that its config asks for.
+    """
     try:
-        model, info = CLASSES[kind].from_pretrained(
-            folder, local_files_only=True, output_loading_info=True, **kwargs
-        )
+        model, info = kind.from_pretrained(folder, local_files_only=True, output_loading_info=True, **kwargs)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise UserError(f"{folder}: {str(error).splitlines()[0]}") from None
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if info[kind]:
-            names = ", ".join(sorted(str(name) for name in info[kind])[:5])
-            raise UserError(f"{folder}: {kind.replace('_', ' ')}: {names}")
+    for wrong in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if info[wrong]:
+            names = ", ".join(sorted(str(name) for name in info[wrong])[:5])
+            raise UserError(f"{folder}: {wrong.replace('_', ' ')}: {names}")
     return model.eval()

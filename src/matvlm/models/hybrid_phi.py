@@ -1,24 +1,13 @@
-"""Phi in which some decoder layers have a Mamba-2 mixer in place of attention.
-
-``config.layer_types`` says which: ``linear_attention`` is a Mamba-2 layer, ``full_attention`` a stock Phi
-layer. The names are those of transformers' own hybrids, so that its caches and masks fit.
-
-Where no layer is attention, nothing in the library's cache counts tokens, and `generate` asks it how many it
-holds. The first layer then is ``hybrid``: a Mamba-2 layer whose cache has a place for keys too, in which a mark
-of one byte stands for each token.
-"""
+"""Phi in which some decoder layers have a Mamba-2 mixer in place of attention; see `matvlm.models.hybrid`."""
 
 from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PhiConfig
-from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_causal_mask, create_recurrent_attention_mask
+from transformers import PhiConfig
+from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.phi.modeling_phi import (
     PhiAttention,
     PhiDecoderLayer,
@@ -27,48 +16,16 @@ from transformers.models.phi.modeling_phi import (
     PhiModel,
     PhiPreTrainedModel,
 )
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+from transformers.utils.output_capturing import OutputRecorder
 
-from matvlm.models.mixer import Mamba2Mixer
-
-MAMBA, ATTENTION, COUNTING = "linear_attention", "full_attention", "hybrid"
-MASKS = {ATTENTION: create_causal_mask, MAMBA: create_recurrent_attention_mask}
-MASK_OF = {ATTENTION: ATTENTION, MAMBA: MAMBA, COUNTING: MAMBA}
-"""Which mask a layer reads. `generate` makes both itself for a static cache, under these names."""
+from matvlm.models.hybrid import HybridConfig, HybridPreTrainedModel, HybridTextModel, make_mixer, register
 
 
-class HybridPhiConfig(PhiConfig):
-    """Configuration of a Phi language model with Mamba-2 layers.
-
-    Args:
-        layer_types: one of ``linear_attention`` (Mamba-2) and ``full_attention`` for each decoder layer. If none
-            is ``full_attention``, the first becomes ``hybrid``.
-        mamba_conv_kernel: width of the mixers' causal convolution.
-        mamba_chunk_size: steps in a chunk of the scan; changes speed, not results.
-        mamba_bias: whether the mixers' projections have biases.
-        mamba_init: how the mixers were initialised: ``attention``, ``random`` or ``release-random``.
-    """
+class HybridPhiConfig(HybridConfig, PhiConfig):
+    """Configuration of a Phi language model with Mamba-2 layers."""
 
     model_type = "hybrid_phi"
-
-    layer_types: list[str] | None = None
-    mamba_conv_kernel: int = 4
-    mamba_chunk_size: int = 256
-    mamba_bias: bool = False
-    mamba_init: str | None = None
-
-    def __post_init__(self, **kwargs):
-        super().__post_init__(**kwargs)
-        if self.layer_types is None:
-            self.layer_types = [ATTENTION] * self.num_hidden_layers
-        if ATTENTION not in self.layer_types:
-            self.layer_types = [COUNTING, *self.layer_types[1:]]
-
-    @property
-    def mamba_layers(self) -> list[int]:
-        """Indices of the Mamba-2 layers, ascending."""
-        return [index for index, kind in enumerate(self.layer_types) if kind != ATTENTION]
+    stock_type = PhiConfig.model_type
 
 
 class HybridPhiMambaLayer(GradientCheckpointingLayer):
@@ -76,16 +33,7 @@ class HybridPhiMambaLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: HybridPhiConfig, layer_idx: int) -> None:
         super().__init__()
-        self.mamba = Mamba2Mixer(
-            config.hidden_size,
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.hidden_size // config.num_attention_heads,
-            layer_idx=layer_idx,
-            conv_kernel=config.mamba_conv_kernel,
-            chunk_size=config.mamba_chunk_size,
-            bias=config.mamba_bias,
-        )
+        self.mamba = make_mixer(config, layer_idx)
         self.mlp = PhiMLP(config)
         self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
@@ -103,82 +51,24 @@ class HybridPhiMambaLayer(GradientCheckpointingLayer):
         return mixed + self.resid_dropout(self.mlp(normed)) + hidden_states
 
 
-class HybridPhiPreTrainedModel(PhiPreTrainedModel):
+class HybridPhiPreTrainedModel(HybridPreTrainedModel, PhiPreTrainedModel):
     config: HybridPhiConfig
     config_class = HybridPhiConfig
     _no_split_modules: ClassVar = ["PhiDecoderLayer", "HybridPhiMambaLayer"]
-    _is_stateful = True  # a recurrent state cannot be cropped, so no assisted generation
     _can_record_outputs: ClassVar = {
         "hidden_states": [OutputRecorder(PhiDecoderLayer), OutputRecorder(HybridPhiMambaLayer)],
         "attentions": OutputRecorder(PhiAttention, index=1),
     }
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, Mamba2Mixer):
-            module.reset_scan()
 
+class HybridPhiModel(HybridTextModel, HybridPhiPreTrainedModel, PhiModel):
+    mamba_layer = HybridPhiMambaLayer
 
-class HybridPhiModel(HybridPhiPreTrainedModel, PhiModel):
-    def __init__(self, config: HybridPhiConfig) -> None:
-        super().__init__(config)
-        for index in config.mamba_layers:
-            self.layers[index] = HybridPhiMambaLayer(config, index)
-        self.post_init()
+    def embedded(self, inputs_embeds: Tensor) -> Tensor:
+        return self.embed_dropout(inputs_embeds)
 
-    @merge_with_config_defaults
-    @capture_outputs
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | dict[str, Tensor | None] | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        use_cache: bool | None = None,
-        **kwargs,
-    ) -> BaseModelOutputWithPast:
-        """As Phi's, with a causal mask for the attention layers and a padding mask for the Mamba-2 layers."""
-        if (input_ids is None) ^ (inputs_embeds is not None):
-            raise ValueError("You must specify exactly one of input_ids or inputs_embeds")
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        if position_ids is None:
-            seen = past_key_values.get_seq_length() if past_key_values is not None else 0
-            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None] + seen
-
-        masks = attention_mask
-        if not isinstance(masks, dict):
-            arguments = {
-                "config": self.config,
-                "inputs_embeds": inputs_embeds,
-                "attention_mask": attention_mask,
-                "past_key_values": past_key_values,
-                "position_ids": position_ids,
-            }
-            needed = {MASK_OF[kind] for kind in self.config.layer_types}
-            masks = {kind: MASKS[kind](**arguments) for kind in needed}
-        if past_key_values is not None and COUNTING in self.config.layer_types:
-            marks = torch.ones((*inputs_embeds.shape[:2], 1), dtype=torch.uint8, device=inputs_embeds.device)
-            past_key_values.update(marks[:, None], marks[:, None], 0)  # (b, 1, l, 1)
-
-        hidden_states = self.embed_dropout(inputs_embeds)
-        position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
-        for kind, layer in zip(self.config.layer_types, self.layers, strict=True):
-            hidden_states = layer(
-                hidden_states,
-                attention_mask=masks[MASK_OF[kind]],
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                use_cache=use_cache,
-                position_embeddings=position_embeddings,
-                **kwargs,
-            )
-        hidden_states = self.final_layernorm(hidden_states)
-        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+    def final_norm(self, hidden_states: Tensor) -> Tensor:
+        return self.final_layernorm(hidden_states)
 
 
 class HybridPhiForCausalLM(HybridPhiPreTrainedModel, PhiForCausalLM):
@@ -190,6 +80,4 @@ class HybridPhiForCausalLM(HybridPhiPreTrainedModel, PhiForCausalLM):
         self.post_init()
 
 
-AutoConfig.register(HybridPhiConfig.model_type, HybridPhiConfig)
-AutoModel.register(HybridPhiConfig, HybridPhiModel)
-AutoModelForCausalLM.register(HybridPhiConfig, HybridPhiForCausalLM)
+register(HybridPhiConfig, HybridPhiModel, HybridPhiForCausalLM)

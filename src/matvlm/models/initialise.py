@@ -5,7 +5,7 @@ projections; gate, step sizes, convolution, decays and skip keep Mamba-2's own i
 softmax, attention is ``o_t = sum_{s <= t} (q_t . k_s) v_s``, which is the state-space model with C = q, B = k,
 x = v and no decay (Wang et al. 2024, "The Mamba in the Llama").
 ``random``: the whole mixer is random; norm, MLP and all else are the teacher's.
-``release-random``: norm and MLP of the replaced layers are random too, as the paper's release has it.
+``release-random``: norms and MLP of the replaced layers are random too, as the paper's release has it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from matvlm import layouts, provenance
-from matvlm.errors import one_line
+from matvlm.errors import UserError, one_line
+from matvlm.models import HYBRIDS
 from matvlm.models.folder import load_model, save_model
-from matvlm.models.hybrid_phi import ATTENTION, MAMBA, HybridPhiConfig
+from matvlm.models.hybrid import ATTENTION, MAMBA
 from matvlm.models.llava import new_model
 from matvlm.models.mixer import Mamba2Mixer
 from matvlm.sections import Init
@@ -34,7 +35,11 @@ def student_config(teacher: LlavaConfig, layout: str, init: str) -> LlavaConfig:
 
     Raises:
         LayoutError: the layout does not fit the teacher's depth.
+        UserError: there are no hybrids of its language model.
     """
+    family = teacher.text_config.model_type
+    if family not in HYBRIDS:
+        raise UserError(f"teacher: its language model is {family!r}; students are made of {', '.join(HYBRIDS)}")
     text = teacher.text_config.to_dict()
     replaced = layouts.resolve(layout, text["num_hidden_layers"])
     for key in ("model_type", "architectures", "layer_types", "transformers_version"):
@@ -43,9 +48,8 @@ def student_config(teacher: LlavaConfig, layout: str, init: str) -> LlavaConfig:
     config = teacher.to_dict()
     for key in ("model_type", "text_config", "transformers_version"):
         config.pop(key, None)
-    return type(teacher)(
-        **config, text_config=HybridPhiConfig(**text, layer_types=kinds, mamba_init=init, mamba_chunk_size=64)
-    )
+    hybrid = HYBRIDS[family](**text, layer_types=kinds, mamba_init=init, mamba_chunk_size=64)
+    return type(teacher)(**config, text_config=hybrid)
 
 
 def build_student(

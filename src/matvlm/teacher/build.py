@@ -11,6 +11,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, PhiConfig, 
 from matvlm.config import EmbeddedTeacher
 from matvlm.errors import UserError
 from matvlm.models.folder import load_model
+from matvlm.sections import VisionArchitecture
 
 
 def build_teacher(
@@ -48,17 +49,9 @@ def teacher_config(settings: EmbeddedTeacher, *, vocab_size: int, token_ids: dic
     Args:
         vocab_size: rows of the embedding. token_ids: ids of ``image``, ``eos`` and ``pad``.
     """
-    vision, text = settings.vision, settings.text
+    text = settings.text
     return LlavaConfig(
-        vision_config=SiglipVisionConfig(
-            image_size=vision.image_size,
-            patch_size=vision.patch_size,
-            hidden_size=vision.hidden_size,
-            intermediate_size=vision.intermediate_size,
-            num_hidden_layers=vision.layers,
-            num_attention_heads=vision.heads,
-            vision_use_head=False,
-        ),
+        vision_config=tower_config(settings.vision),
         text_config=PhiConfig(
             vocab_size=vocab_size,
             hidden_size=text.hidden_size,
@@ -81,4 +74,17 @@ def teacher_config(settings: EmbeddedTeacher, *, vocab_size: int, token_ids: dic
         pad_token_id=token_ids["pad"],
         eos_token_id=token_ids["eos"],
         tie_word_embeddings=False,
+    )
+
+
+def tower_config(vision: VisionArchitecture) -> SiglipVisionConfig:
+    """Configuration of a SigLIP tower without its pooling head, which LLaVA does not read."""
+    return SiglipVisionConfig(
+        image_size=vision.image_size,
+        patch_size=vision.patch_size,
+        hidden_size=vision.hidden_size,
+        intermediate_size=vision.intermediate_size,
+        num_hidden_layers=vision.layers,
+        num_attention_heads=vision.heads,
+        vision_use_head=False,
     )
