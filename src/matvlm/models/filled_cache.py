@@ -16,7 +16,7 @@ from transformers.cache_utils import (
     StaticLayer,
 )
 
-from matvlm.models.hybrid_phi import ATTENTION, COUNTING, MAMBA
+from matvlm.models.hybrid import ATTENTION, COUNTING, MAMBA
 
 
 class FilledLayer(StaticLayer):
