@@ -24,7 +24,7 @@ PRESET = "presets.<name>"
 INTRODUCTION = """\
 # Configuration
 
-<!-- Written by `python -m matvlm.schema` from src/matvlm/sections.py; edit that instead. -->
+<!-- Written by `python -m matvlm.schema` from src/matvlm/sections/; edit that instead. -->
 
 All of it is in `params.yaml`. Every preset is validated whenever the workflow starts, and
 `matvlm check params.yaml` does so alone; an unknown key is an error. Editors that know JSON schema complete and

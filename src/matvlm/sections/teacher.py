@@ -1,0 +1,123 @@
+"""The transformer that is distilled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Strict, model_validator
+
+from matvlm.sections.data import Seed
+from matvlm.sections.training import Optimisation
+from matvlm.validation import Fraction, Model, PositiveInt
+
+
+class VisionArchitecture(Model):
+    """A SigLIP tower."""
+
+    image_size: PositiveInt
+    """Width and height that images are resized to, in pixels."""
+    patch_size: PositiveInt
+    """Width and height of a patch in pixels; divides image_size."""
+    hidden_size: PositiveInt
+    """Width of the residual stream."""
+    intermediate_size: PositiveInt
+    """Width within the MLPs."""
+    layers: PositiveInt
+    """Number of layers."""
+    heads: PositiveInt
+    """Attention heads; divides hidden_size."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> VisionArchitecture:
+        if self.image_size % self.patch_size or self.hidden_size % self.heads:
+            raise ValueError("patch_size must divide image_size, and heads hidden_size")
+        return self
+
+
+class TextArchitecture(Model):
+    """A Phi language model."""
+
+    hidden_size: PositiveInt
+    """Width of the residual stream."""
+    intermediate_size: PositiveInt
+    """Width within the MLPs."""
+    layers: PositiveInt
+    """Number of decoder layers, which layouts and ratios refer to."""
+    heads: PositiveInt
+    """Attention heads; divides hidden_size."""
+    kv_heads: PositiveInt
+    """Heads of keys and values; divides heads."""
+    partial_rotary_factor: Fraction = 0.4
+    """Share of each head's channels that is rotated by position."""
+    max_position_embeddings: PositiveInt = 2048
+    """Longest sequence in tokens that the model says it is made for."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> TextArchitecture:
+        if self.hidden_size % self.heads or self.heads % self.kv_heads:
+            raise ValueError("heads must divide hidden_size, and kv_heads heads")
+        return self
+
+
+class TeacherTraining(Optimisation):
+    """Optimisation of the teacher."""
+
+    seed: Seed = 0
+    """Seed of the weights, of the order of rows and of augmentation."""
+    easy_vqa_share: Fraction = 0.3
+    """Share of each batch drawn from easy-VQA, whose images are few."""
+    start: Path | None = None
+    """Folder of a teacher of the same architecture whose weights training starts from; none: random weights."""
+    compile: Annotated[bool, Strict()] = False
+    """Compile the decoder layers by torch.compile: faster on a GPU after half a minute, slower for few steps."""
+
+
+class EmbeddedTeacher(Model):
+    """A LLaVA teacher of our own size: shipped with the repository, or trained by `train_teacher`."""
+
+    source: Literal["shipped", "train"]
+    """shipped: take over the weights in path. train: train it by this pipeline."""
+    path: Path | None = None
+    """Folder of the shipped weights; required where source is shipped."""
+    vision: VisionArchitecture
+    """The vision tower."""
+    text: TextArchitecture
+    """The language model."""
+    vision_feature_layer: Annotated[int, Strict()] = -2
+    """State of the tower that the connector reads: 0 is the embedding, -1 the last layer's output."""
+    vision_feature_select_strategy: Literal["full", "default"] = "full"
+    """full: all patches. default: all but the first, as the release does."""
+    training: TeacherTraining
+    """How it is trained, or was."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EmbeddedTeacher:
+        if self.source == "shipped" and self.path is None:
+            raise ValueError("path is required when source is shipped")
+        states, layer = self.vision.layers + 1, self.vision_feature_layer
+        if not -states <= layer < states:
+            raise ValueError(f"vision_feature_layer {layer} is out of range; allowed: {-states} to {states - 1}")
+        return self
+
+    @property
+    def depth(self) -> int:
+        """Decoder layers of the language model."""
+        return self.text.layers
+
+    @property
+    def image_tokens(self) -> int:
+        """Image tokens that reach the language model; `default` drops the first patch, as the release does."""
+        patches = (self.vision.image_size // self.vision.patch_size) ** 2
+        return patches - (self.vision_feature_select_strategy == "default")
+
+
+class CheckpointTeacher(Model):
+    """A teacher that the user has on disk, in the Hugging Face LLaVA format."""
+
+    source: Literal["checkpoint"]
+    """Kind of teacher."""
+    path: Path
+    """Its folder."""
+    depth: PositiveInt
+    """Decoder layers of its language model."""
