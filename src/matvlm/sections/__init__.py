@@ -8,8 +8,10 @@ from matvlm.sections.cluster import Gpus, Slurm
 from matvlm.sections.data import EmbeddedData, LlavaData, Split, SplitSize
 from matvlm.sections.measuring import TASKS, Evaluation, Profile
 from matvlm.sections.teacher import (
+    Architecture,
     CheckpointTeacher,
     EmbeddedTeacher,
+    RandomTeacher,
     TeacherTraining,
     TextArchitecture,
     VisionArchitecture,
@@ -19,6 +21,7 @@ from matvlm.sections.training import Cache, Distillation, LossWeights, Optimisat
 __all__ = [
     "TASKS",
     "Ablation",
+    "Architecture",
     "BaseCell",
     "Cache",
     "CheckpointTeacher",
@@ -35,6 +38,7 @@ __all__ = [
     "LossWeights",
     "Optimisation",
     "Profile",
+    "RandomTeacher",
     "Slurm",
     "Split",
     "SplitSize",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+from pydantic import model_validator
+
 from matvlm.sections.ablation import Layout
-from matvlm.validation import Axis, Distinct, Model, NonNegativeInt, PositiveInt
+from matvlm.validation import Axis, Distinct, Flag, Model, NonNegativeInt, PositiveInt, wrong
 
 TASKS = ("easy_vqa_yesno", "easy_vqa_open", "sort_of_clevr_nonrelational", "sort_of_clevr_relational")
 
@@ -40,10 +44,29 @@ class Profile(Model):
     """Times that every point is measured, each in a process of its own."""
     threads: PositiveInt = 1
     """CPU threads that torch may use."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of weights and caches."""
+    protocols: Axis[Literal["same_runtime", "paper"]] = ("same_runtime",)
+    """same_runtime: teacher and hybrids through the same code, so that what differs is the architecture. paper: as
+    the paper measured, each in a runtime of its own, so that runtimes differ too (see docs/profiling.md)."""
+    attention: Axis[Literal["eager", "sdpa", "flash_attention_2"]] = ("eager", "sdpa")
+    """Attention implementations that the teacher runs with in protocol paper."""
+    beyond_positions: Flag = False
+    """Whether contexts may exceed the model's max_position_embeddings. A model answers nothing sensible there, but
+    costs what it costs; rows say so."""
+    generated_check: Distinct[PositiveInt] = ()
+    """Those of generated_tokens at which contexts are also generated token by token, to check the shortcut."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Profile:
+        if unknown := [tokens for tokens in self.generated_check if tokens not in self.generated_tokens]:
+            allowed = ", ".join(map(str, self.generated_tokens))
+            raise wrong("generated_check", f"{unknown[0]} is not among generated_tokens; allowed: {allowed}")
+        return self
 
     def problem(self, image_tokens: int, max_positions: int) -> tuple[str, str] | None:
-        """The key and what is wrong with it for a model whose image takes ``image_tokens`` and whose sequences are
-        at most ``max_positions`` long; none if every point can be measured."""
+        """The key and what is wrong with it for a model whose image takes ``image_tokens`` and that is made for
+        sequences of ``max_positions``; none if every point can be measured."""
         prompt, generated = min(self.prompt_tokens), min(self.generated_tokens)
         if prompt <= image_tokens:
             return "prompt_tokens", f"{prompt} leaves no room for text; an image takes {image_tokens}"
@@ -51,7 +74,7 @@ class Profile(Model):
             needed = f"warmup_steps + decode_steps ({steps}), which are the last ones generated"
             return "generated_tokens", f"{generated} is less than {needed}"
         prompt, generated = max(self.prompt_tokens), max(self.generated_tokens)
-        if prompt + generated > max_positions:
-            limit = f"the model's max_position_embeddings ({max_positions})"
+        if prompt + generated > max_positions and not self.beyond_positions:
+            limit = f"the model's max_position_embeddings ({max_positions}); set beyond_positions to measure it"
             return "generated_tokens", f"{generated} after {prompt} prompt_tokens exceed {limit}"
         return None

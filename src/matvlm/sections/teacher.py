@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Strict, model_validator
+from pydantic import Field, Strict, model_validator
 
 from matvlm.sections.data import Seed
 from matvlm.sections.training import Optimisation
-from matvlm.validation import Fraction, Model, PositiveInt
+from matvlm.validation import Flag, Fraction, Model, PositiveInt, wrong
 
 
 class VisionArchitecture(Model):
@@ -18,7 +18,8 @@ class VisionArchitecture(Model):
     image_size: PositiveInt
     """Width and height that images are resized to, in pixels."""
     patch_size: PositiveInt
-    """Width and height of a patch in pixels; divides image_size."""
+    """Width and height of a patch in pixels; divides image_size, unless weights are random, where the pixels left
+    over at two edges are not seen."""
     hidden_size: PositiveInt
     """Width of the residual stream."""
     intermediate_size: PositiveInt
@@ -30,8 +31,10 @@ class VisionArchitecture(Model):
 
     @model_validator(mode="after")
     def _divides(self) -> VisionArchitecture:
-        if self.image_size % self.patch_size or self.hidden_size % self.heads:
-            raise ValueError("patch_size must divide image_size, and heads hidden_size")
+        if self.hidden_size % self.heads:
+            raise ValueError("heads must divide hidden_size")
+        if self.patch_size > self.image_size:
+            raise ValueError("patch_size must not exceed image_size")
         return self
 
 
@@ -73,13 +76,11 @@ class TeacherTraining(Optimisation):
     """Compile the decoder layers by torch.compile: faster on a GPU after half a minute, slower for few steps."""
 
 
-class EmbeddedTeacher(Model):
-    """A LLaVA teacher of our own size: shipped with the repository, or trained by `train_teacher`."""
+class Architecture(Model):
+    """A LLaVA model of our own: a SigLIP tower, a connector of two layers and a Phi language model."""
 
-    source: Literal["shipped", "train"]
-    """shipped: take over the weights in path. train: train it by this pipeline."""
-    path: Path | None = None
-    """Folder of the shipped weights; required where source is shipped."""
+    source: str
+    """Kind of teacher."""
     vision: VisionArchitecture
     """The vision tower."""
     text: TextArchitecture
@@ -88,13 +89,9 @@ class EmbeddedTeacher(Model):
     """State of the tower that the connector reads: 0 is the embedding, -1 the last layer's output."""
     vision_feature_select_strategy: Literal["full", "default"] = "full"
     """full: all patches. default: all but the first, as the release does."""
-    training: TeacherTraining
-    """How it is trained, or was."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> EmbeddedTeacher:
-        if self.source == "shipped" and self.path is None:
-            raise ValueError("path is required when source is shipped")
+    def _in_range(self) -> Architecture:
         states, layer = self.vision.layers + 1, self.vision_feature_layer
         if not -states <= layer < states:
             raise ValueError(f"vision_feature_layer {layer} is out of range; allowed: {-states} to {states - 1}")
@@ -110,6 +107,36 @@ class EmbeddedTeacher(Model):
         """Image tokens that reach the language model; `default` drops the first patch, as the release does."""
         patches = (self.vision.image_size // self.vision.patch_size) ** 2
         return patches - (self.vision_feature_select_strategy == "default")
+
+
+class EmbeddedTeacher(Architecture):
+    """A LLaVA teacher of our own size: shipped with the repository, or trained by `train_teacher`."""
+
+    source: Literal["shipped", "train"]
+    """shipped: take over the weights in path. train: train it by this pipeline."""
+    path: Path | None = None
+    """Folder of the shipped weights; required where source is shipped."""
+    training: TeacherTraining
+    """How it is trained, or was."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> EmbeddedTeacher:
+        if self.source == "shipped" and self.path is None:
+            raise ValueError("path is required when source is shipped")
+        if self.vision.image_size % self.vision.patch_size:
+            raise wrong("vision.patch_size", f"must divide image_size ({self.vision.image_size})")
+        return self
+
+
+class RandomTeacher(Architecture):
+    """An architecture with random weights: nothing but its speed and memory can be learnt of it."""
+
+    source: Literal["random"]
+    """Kind of teacher."""
+    vocab_size: Annotated[int, Strict(), Field(ge=4)]
+    """Rows of the embedding and of the language head."""
+    head_bias: Flag = True
+    """Whether the language head has a bias, as Phi's own has."""
 
 
 class CheckpointTeacher(Model):
