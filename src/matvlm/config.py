@@ -17,6 +17,7 @@ from matvlm import layouts
 from matvlm.sections import (
     TASKS,
     Ablation,
+    Architecture,
     BaseCell,
     Cache,
     CheckpointTeacher,
@@ -33,6 +34,7 @@ from matvlm.sections import (
     LossWeights,
     Optimisation,
     Profile,
+    RandomTeacher,
     Slurm,
     Split,
     SplitSize,
@@ -45,6 +47,7 @@ from matvlm.validation import ConfigError, Model, explain, parse_settings, read_
 __all__ = [
     "TASKS",
     "Ablation",
+    "Architecture",
     "BaseCell",
     "Cache",
     "CheckpointTeacher",
@@ -65,6 +68,7 @@ __all__ = [
     "Optimisation",
     "Preset",
     "Profile",
+    "RandomTeacher",
     "Slurm",
     "Split",
     "SplitSize",
@@ -77,44 +81,74 @@ __all__ = [
     "read_config",
 ]
 
+TRAINING = ("data", "cache", "distill", "evaluate", "ablation")
+"""Sections that a preset has if students are trained, and else has not."""
+TRAINED = Field(default=None, validate_default=False)
+"""Such a section: None where it is absent, though no value that the file may give it."""
 PresetName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 """A preset's name is the name of folders, too."""
 
 
 class Preset(Model):
-    """One scale at which the paper is reproduced."""
+    """One scale at which the paper is reproduced; `teacher`, `profile` and `gpus` alone if the teacher's source is
+    random."""
 
-    data: Annotated[EmbeddedData | LlavaData, Field(discriminator="source")]
+    data: Annotated[EmbeddedData | LlavaData, Field(discriminator="source")] = TRAINED
     """What is learnt from and asked about."""
-    teacher: Annotated[EmbeddedTeacher | CheckpointTeacher, Field(discriminator="source")]
+    teacher: Annotated[EmbeddedTeacher | CheckpointTeacher | RandomTeacher, Field(discriminator="source")]
     """The transformer that is distilled."""
-    cache: Cache
+    cache: Cache = TRAINED
     """What of the teacher is kept on disk."""
-    distill: Distillation
+    distill: Distillation = TRAINED
     """How students are trained."""
-    evaluate: Evaluation
+    evaluate: Evaluation = TRAINED
     """How models are scored."""
     profile: Profile
     """What is measured of speed and memory."""
     gpus: Gpus = Gpus()
     """What its jobs ask a cluster for."""
-    ablation: Ablation
+    ablation: Ablation = TRAINED
     """Axes of this preset."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether students are trained and scored, or only speed and memory are measured."""
+        return not isinstance(self.teacher, RandomTeacher)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_to_train(cls, data: object) -> object:
+        """Before the sections themselves, which need not be right where there is no place for them."""
+        if isinstance(data, dict) and _is_random(data.get("teacher")):
+            allowed = ", ".join(name for name in cls.model_fields if name not in TRAINING)
+            problem = f"a teacher whose source is random is neither trained from nor scored; allowed: {allowed}"
+            for name in TRAINING:
+                if name in data:
+                    raise wrong(name, problem)
+        return data
 
     @model_validator(mode="after")
     def _consistent(self) -> Preset:
         """What no step can do is said before the first one runs."""
+        if isinstance(self.teacher, Architecture):
+            image, longest = self.teacher.image_tokens, self.teacher.text.max_position_embeddings
+            if found := self.profile.problem(image, longest):
+                raise wrong(f"profile.{found[0]}", found[1])
+        if self.trains:
+            for name in TRAINING:
+                if getattr(self, name) is None:
+                    raise wrong(name, "Field required; only a teacher whose source is random does without")
+            self._check_training()
+        return self
+
+    def _check_training(self) -> None:
         if isinstance(self.data, EmbeddedData):
             unknown = [task for task in self.evaluate.tasks if task not in TASKS]
             if unknown:
                 raise wrong("evaluate.tasks", f"unknown task {unknown[0]!r}; allowed: {', '.join(TASKS)}")
-        if isinstance(self.teacher, EmbeddedTeacher):
-            image, longest = self.teacher.image_tokens, self.teacher.text.max_position_embeddings
-            if self.data.max_length <= image:
-                problem = f"{self.data.max_length} leaves no room for text; an image takes {image}"
-                raise wrong("data.max_length", problem)
-            if found := self.profile.problem(image, longest):
-                raise wrong(f"profile.{found[0]}", found[1])
+        if isinstance(self.teacher, Architecture) and self.data.max_length <= (image := self.teacher.image_tokens):
+            problem = f"{self.data.max_length} leaves no room for text; an image takes {image}"
+            raise wrong("data.max_length", problem)
         for step, training in (("distill", self.distill), ("teacher", getattr(self.teacher, "training", None))):
             gpus = getattr(self.gpus, step)
             if training is not None and gpus > training.batch_size:
@@ -124,7 +158,6 @@ class Preset(Model):
             raise wrong("distill.reduction", f"release needs cache.mode online, not {self.cache.mode}; {problem}")
         if self.cache.mode == "topk" and self.distill.temperature != 1:
             raise wrong("distill.temperature", "must be 1 where cache.mode is topk")
-        return self
 
     def check_cells(self, name: str, base: BaseCell) -> None:
         """Whether every cell, made of the axes of this preset called ``name`` and of ``base``, can be computed.
@@ -135,9 +168,11 @@ class Preset(Model):
         """
         depth, key = self.teacher.depth, f"presets.{name}"
         _at("base.layout", layouts.resolve, [base.layout], depth)
+        _at(f"{key}.profile.layouts", layouts.resolve, self.profile.layouts, depth)
+        if not self.trains:
+            return
         _at(f"{key}.ablation.ratios", layouts.replaced_count, self.ablation.ratios, depth)
         _at(f"{key}.ablation.layouts", layouts.resolve, self.ablation.layouts, depth)
-        _at(f"{key}.profile.layouts", layouts.resolve, self.profile.layouts, depth)
         if self.cache.mode == "topk" and "l2" in (base.divergence, *self.ablation.divergences):
             raise wrong(f"{key}.cache.mode", "topk cannot serve the divergence l2; allowed: full, online")
 
@@ -150,7 +185,7 @@ class Config(Model):
     base: BaseCell = BaseCell()
     """The cell that every ablation varies one axis of."""
     ablation: Ablation
-    """Axes for every preset; a preset may narrow any of them under its own `ablation`."""
+    """Axes for every preset that trains; a preset may narrow any of them under its own `ablation`."""
     slurm: Slurm = Slurm()
     """Where `--profile slurm` sends jobs."""
     presets: dict[PresetName, Preset] = Field(min_length=1, json_schema_extra={"additionalProperties": False})
@@ -164,7 +199,7 @@ class Config(Model):
         shared = data.get("ablation")
         presets = {}
         for name, preset in data["presets"].items():
-            if isinstance(preset, dict) and isinstance(shared, dict):
+            if isinstance(preset, dict) and isinstance(shared, dict) and not _is_random(preset.get("teacher")):
                 own = preset.get("ablation", {})
                 preset = {**preset, "ablation": {**shared, **own} if isinstance(own, dict) else own}
             presets[name] = preset
@@ -182,6 +217,10 @@ class Config(Model):
     def active(self) -> Preset:
         """The preset in use."""
         return self.presets[self.preset]
+
+
+def _is_random(teacher: object) -> bool:
+    return isinstance(teacher, dict) and teacher.get("source") == "random"
 
 
 def load_config(data: object) -> Config:

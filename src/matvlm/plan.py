@@ -19,6 +19,9 @@ M is what mixing positions takes forwards: 4 L d in an attention layer (scores a
 width d of all heads); backwards twice that. A teacher trained here takes
 ``(6 W' + 3 M') D + 6 (V + C) I``. Validation, attention within the tower, norms and other element-wise work
 are left out.
+
+Of a preset that only measures, it says how many measurements there are, and how large each model is with the keys
+and values of its attention layers at the longest context.
 """
 
 from __future__ import annotations
@@ -29,7 +32,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from matvlm.config import BaseCell, Cache, Config, EmbeddedTeacher, LlavaData, Optimisation, Preset
+from matvlm.config import (
+    BaseCell,
+    Cache,
+    Config,
+    EmbeddedTeacher,
+    LlavaData,
+    Optimisation,
+    Preset,
+    RandomTeacher,
+)
 from matvlm.errors import UserError
 from matvlm.experiments import AXES, Cell, all_cells, base_cell, table_cells
 
@@ -132,6 +144,10 @@ def teacher_architecture(preset: Preset) -> LlavaConfig:
     Raises:
         UserError: the folder of a teacher on disk holds none.
     """
+    if isinstance(preset.teacher, RandomTeacher):
+        from matvlm.teacher.architecture import llava_config
+
+        return llava_config(preset.teacher)
     if isinstance(preset.teacher, EmbeddedTeacher):
         from matvlm.data.tokenizer import vocabulary
         from matvlm.teacher.build import teacher_config
@@ -157,6 +173,8 @@ def plan(config: Config) -> str:
         UserError: a file that the costs depend on is missing.
     """
     preset, base = config.active, config.base
+    if not preset.trains:
+        return "\n".join(_measuring_lines(config.preset, preset))
     cells, seeds = all_cells(preset, base), len(preset.ablation.seeds)
     architecture, length = teacher_architecture(preset), preset.data.max_length
     teacher, tokens = measure(architecture, length), architecture.image_seq_length
@@ -187,6 +205,34 @@ def plan(config: Config) -> str:
         *_teacher_lines(preset, architecture, teacher),
     ]
     return "\n".join(lines)
+
+
+def _measuring_lines(name: str, preset: Preset) -> Iterator[str]:
+    """The costs of a preset that trains nothing."""
+    from matvlm.models.initialise import student_config
+
+    settings, teacher = preset.profile, teacher_architecture(preset)
+    places = len(settings.prompt_tokens) * len(settings.generated_tokens) * len(settings.batch_sizes)
+    # In protocol paper the teacher runs with each implementation of attention.
+    models = {"same_runtime": 1 + len(settings.layouts), "paper": len(settings.attention) + len(settings.layouts)}
+    count = places * settings.repeats * sum(models[protocol] for protocol in settings.protocols)
+    context = max(settings.prompt_tokens) + max(settings.generated_tokens)
+    batch, size = max(settings.batch_sizes), BYTES[settings.dtype]
+    yield (
+        f"preset {name}: nothing is trained; at most {count:,} measurements ({', '.join(settings.protocols)}; "
+        f"{places} points, {settings.repeats} repeats), contexts of up to {context:,} tokens"
+    )
+    yield ""
+    rows = [("model", "Mamba-2 layers", "weights", "bytes", f"keys and values at {batch} x {context:,}, bytes")]
+    for layout in (None, *settings.layouts):
+        config = teacher if layout is None else student_config(teacher, layout, "attention")
+        text, weights = config.text_config, measure(config, context).total
+        replaced = len(getattr(text, "mamba_layers", []))
+        width = text.num_key_value_heads * text.hidden_size // text.num_attention_heads
+        held = 2 * (text.num_hidden_layers - replaced) * width * context * batch * size
+        of = f"{replaced} of {text.num_hidden_layers}"
+        rows.append((layout or "teacher", of, f"{weights:,}", f"{weights * size:,}", f"{held:,}"))
+    yield from _aligned(rows)
 
 
 def _positions(settings: Optimisation, length: int, image_tokens: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from matvlm import layouts
-from matvlm.config import Config
+from matvlm.config import TRAINING, Config
 from matvlm.errors import one_line
 from matvlm.files import write_text
 
@@ -24,7 +24,7 @@ PRESET = "presets.<name>"
 INTRODUCTION = """\
 # Configuration
 
-<!-- Written by `python -m matvlm.schema` from src/matvlm/sections.py; edit that instead. -->
+<!-- Written by `python -m matvlm.schema` from src/matvlm/sections/; edit that instead. -->
 
 All of it is in `params.yaml`. Every preset is validated whenever the workflow starts, and
 `matvlm check params.yaml` does so alone; an unknown key is an error. Editors that know JSON schema complete and
@@ -55,7 +55,12 @@ def make_schema() -> dict:
     definitions["PresetAblation"] = own
     preset = definitions["Preset"]
     preset["properties"]["ablation"] = {"$ref": "#/$defs/PresetAblation"}
-    preset["required"].remove("ablation")
+    for name in TRAINING:
+        preset["properties"][name].pop("default", None)
+    is_random = {"properties": {"source": {"const": "random"}}, "required": ["source"]}
+    preset["if"] = {"properties": {"teacher": is_random}, "required": ["teacher"]}
+    preset["then"] = {"properties": dict.fromkeys(TRAINING, False)}
+    preset["else"] = {"required": [name for name in TRAINING if name != "ablation"]}
     # What kind of data it is has to be said, as it decides what the other keys are.
     definitions["EmbeddedData"]["required"].insert(0, "source")
     del definitions["EmbeddedData"]["properties"]["source"]["default"]
@@ -79,12 +84,14 @@ def _plain(node: object) -> object:
 
 def make_docs(schema: dict) -> str:
     """Markdown with a table of the keys of every mapping in the file."""
-    parts = [INTRODUCTION]
+    parts, described = [INTRODUCTION], []
     for path, definition in _sections(schema, "", schema):
+        if (path, definition) in described:  # a part that several kinds have
+            continue
+        described.append((path, definition))
         parts.append(f"## {_heading(path, definition)}\n\n{definition['description']}\n")
-        required = definition.get("required", [])
         rows = [
-            f"| `{key}` | {_kind(schema, _join(path, key), value)} | {_default(key, value, required)} | "
+            f"| `{key}` | {_kind(schema, _join(path, key), value)} | {_default(key, value, definition)} | "
             f"{_meaning(schema, value)} |"
             for key, value in definition["properties"].items()
         ]
@@ -171,9 +178,11 @@ def _range(value: dict) -> str:
     return "".join(f" {word} {value[key]:g}" for key, word in words.items() if key in value)
 
 
-def _default(key: str, value: dict, required: list[str]) -> str:
-    if key in required:
+def _default(key: str, value: dict, definition: dict) -> str:
+    if key in definition.get("required", []):
         return "required"
+    if key in definition.get("else", {}).get("required", []):
+        return "required unless `teacher.source` is `random`"
     if "default" not in value:
         return "as in `ablation`"
     default = value["default"]

@@ -85,14 +85,13 @@ def _mistakes(error: ValidationError) -> Iterator[str]:
     """Each mistake once: not what follows from another one, nor again where presets inherit it."""
     reported: set[tuple] = set()
     for item in error.errors(include_url=False):
-        place = _place(item["loc"])
+        place, text = _describe(_place(item["loc"]), item)
         inherited = place[2:] if place[:1] == ("presets",) else ()
         keys = [key for key in (place, inherited) if key]
         if inherited in reported or any(_related(key, other) for key in keys for other in reported):
             continue
         reported.add(place)
-        key, text = _describe(place, item)
-        yield f"{'.'.join(map(str, key))}: {text}" if key else text
+        yield f"{'.'.join(map(str, place))}: {text}" if place else text
 
 
 def _related(one: tuple, other: tuple) -> bool:
@@ -132,7 +131,7 @@ def _place(location: tuple) -> tuple:
 
 UNION_TAGS = {
     *(("data", tag) for tag in ("embedded", "llava")),
-    *(("teacher", tag) for tag in ("shipped", "train", "checkpoint")),
+    *(("teacher", tag) for tag in ("shipped", "train", "checkpoint", "random")),
 }
 """Keys whose values are one of several models, and the values of ``source`` that tell which."""
 

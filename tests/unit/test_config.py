@@ -9,11 +9,13 @@ import pytest
 import yaml
 
 from matvlm.config import (
+    TRAINING,
     Cache,
     ConfigError,
     Distillation,
     EmbeddedTeacher,
     Preset,
+    RandomTeacher,
     load_config,
     parse_settings,
     read_config,
@@ -171,7 +173,18 @@ BAD = [
     (f"{TINY}.teacher.path", 7, f"{TINY}.teacher.path:", ["path", "7"]),
     (f"{TINY}.teacher", None, f"{TINY}.teacher:", ["None"]),
     (f"{TINY}.teacher.text.heads", 5, f"{TINY}.teacher.text:", ["heads must divide hidden_size"]),
-    (f"{TINY}.teacher.vision.patch_size", 7, f"{TINY}.teacher.vision:", ["patch_size must divide image_size"]),
+    (f"{TINY}.teacher.vision.patch_size", 7, f"{TINY}.teacher.vision.patch_size:", ["divide image_size (64)"]),
+    (f"{TINY}.teacher.vision.patch_size", 65, f"{TINY}.teacher.vision:", ["must not exceed image_size"]),
+    (f"{TINY}.teacher.vision.heads", 3, f"{TINY}.teacher.vision:", ["heads must divide hidden_size"]),
+    (f"{TINY}.data", DROP, f"{TINY}.data:", ["required", "source is random"]),
+    (f"{TINY}.evaluate", DROP, f"{TINY}.evaluate:", ["required", "source is random"]),
+    (f"{TINY}.cache", None, f"{TINY}.cache:", ["mapping", "None"]),
+    (f"{TINY}.profile.protocols", ["best"], f"{TINY}.profile.protocols.0:", ["'paper'", "not 'best'"]),
+    (f"{TINY}.profile.protocols", [], f"{TINY}.profile.protocols:", ["is empty"]),
+    (f"{TINY}.profile.attention", ["flash"], f"{TINY}.profile.attention.0:", ["flash_attention_2", "not 'flash'"]),
+    (f"{TINY}.profile.dtype", "float16", f"{TINY}.profile.dtype:", ["'bfloat16'", "not 'float16'"]),
+    (f"{TINY}.profile.generated_check", [256], f"{TINY}.profile.generated_check:", ["256", "128, 512"]),
+    (f"{TINY}.profile.beyond_positions", "yes", f"{TINY}.profile.beyond_positions:", ["boolean", "'yes'"]),
     (f"{TINY}.teacher.vision_feature_layer", -7, f"{TINY}.teacher:", ["-7", "-6 to 5"]),
     (TINY, [1] * 200, f"{TINY}:", ["mapping", "…"]),
     ("presets", {}, "presets:", ["is empty"]),
@@ -249,6 +262,71 @@ def test_a_teacher_on_disk_and_a_conversation_file(raw):
     assert load_config(data).active.teacher.depth == 32
     text = message(changed(data, f"{TINY}.teacher.depth", "deep"))
     assert text.startswith(f"{TINY}.teacher.depth: Input should be a valid integer")
+
+
+RANDOM = """
+teacher:
+  source: random
+  vision: {image_size: 30, patch_size: 14, hidden_size: 32, intermediate_size: 64, layers: 2, heads: 2}
+  text: {hidden_size: 32, intermediate_size: 64, layers: 32, heads: 2, kv_heads: 2, max_position_embeddings: 256}
+  vision_feature_select_strategy: default
+  vocab_size: 64
+profile: {layouts: [even-25, release-12.5], prompt_tokens: [16], generated_tokens: [128]}
+"""
+
+
+@pytest.fixture
+def random(raw) -> dict:
+    """A configuration with a preset of random weights, which only measures."""
+    return changed(raw, "presets.big", yaml.safe_load(RANDOM))
+
+
+def test_a_random_teacher_is_only_measured(random):
+    config = load_config(random | {"preset": "big"})
+    preset = config.active
+    assert not preset.trains
+    assert (preset.teacher.depth, preset.teacher.image_tokens, preset.teacher.head_bias) == (32, 3, True)
+    assert all(getattr(preset, name) is None for name in TRAINING)  # the shared ablation is not its either
+    assert config.presets["tiny"].trains
+    assert preset.profile.protocols == ("same_runtime",)
+    assert parse_settings(RandomTeacher, preset.teacher.model_dump_json()) == preset.teacher
+
+
+# key below the preset, value, where the message goes on, words it must have
+BAD_RANDOM = [
+    ("data", yaml.safe_load(PRESET)["data"], "data:", ["neither trained", "allowed: teacher, profile, gpus"]),
+    ("evaluate", {}, "evaluate:", ["allowed: teacher, profile, gpus"]),
+    ("ablation", {"seeds": [0]}, "ablation:", ["allowed: teacher, profile, gpus"]),
+    ("cache", None, "cache:", ["allowed: teacher, profile, gpus"]),
+    ("teacher.vocab_size", DROP, "teacher.vocab_size:", ["required"]),
+    ("teacher.vocab_size", 3, "teacher.vocab_size:", ["greater than or equal to 4"]),
+    ("teacher.training", {}, "teacher.training:", ["unknown key", "vocab_size, head_bias"]),
+    ("teacher.text.heads", 5, "teacher.text:", ["heads must divide hidden_size"]),
+    ("teacher.vision_feature_layer", -4, "teacher:", ["-4", "-3 to 2"]),
+    ("profile", DROP, "profile:", ["required"]),
+    ("profile.prompt_tokens", [3], "profile.prompt_tokens:", ["no room", "an image takes 3"]),
+    ("profile.generated_tokens", [128, 256], "profile.generated_tokens:", ["256 after 16", "(256)", "beyond_pos"]),
+    ("profile.layouts", ["0,32"], "profile.layouts:", ["layer 32", "0 to 31"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "start", "words"), BAD_RANDOM, ids=[name(k, v) for k, v, _, _ in BAD_RANDOM]
+)
+def test_one_line_for_a_preset_that_only_measures(random, key, value, start, words):
+    text = message(changed(random, f"presets.big.{key}", value))
+    assert text.startswith(f"presets.big.{start}")
+    for word in words:
+        assert word in text
+
+
+def test_contexts_beyond_the_models_positions_are_a_choice(random):
+    beyond = changed(
+        random, "presets.big.profile", {**random["presets"]["big"]["profile"], "beyond_positions": True}
+    )
+    beyond = changed(beyond, "presets.big.profile.generated_tokens", [128, 4096])
+    beyond = changed(beyond, "presets.big.profile.generated_check", [4096])
+    assert load_config(beyond).presets["big"].profile.generated_check == (4096,)
 
 
 def test_settings_travel_as_json(raw):

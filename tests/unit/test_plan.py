@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
+from test_config import RANDOM
 from torch.utils.flop_counter import FlopCounterMode
 
 from matvlm import plan
@@ -20,6 +21,8 @@ from matvlm.distill.forward import teacher_pass
 from matvlm.distill.targets import Online
 from matvlm.distill.task import DistillTask, Objective, select_trainable
 from matvlm.models.folder import load_model
+from matvlm.models.llava import new_model
+from matvlm.teacher.architecture import llava_config
 
 ROOT = Path(__file__).parents[2]
 COUNTED = {"attn_implementation": "eager"}
@@ -107,6 +110,33 @@ def test_every_cell_is_listed_with_its_tables(raw):
     named = {line.split()[0]: line.split()[1] for line in lines[3:5]}
     assert named == {"attention/even-25/prob+layer+ce/kl": "all", "attention/even-25/ce/none": "losses"}
     assert "at most 10,752 tokens" in lines[6]
+
+
+def test_a_preset_that_only_measures(raw):
+    preset = yaml.safe_load(RANDOM)
+    preset["profile"] |= {"protocols": ["same_runtime", "paper"], "batch_sizes": [1, 4], "dtype": "bfloat16"}
+    config = load_config(raw | {"preset": "big", "presets": {"big": preset}})
+    lines = plan.plan(config).splitlines()
+    # 2 points, 3 repeats; 3 models in one runtime, and 2 kinds of attention and 2 hybrids as the paper measured
+    assert "nothing is trained; at most 42 measurements" in lines[0]
+    assert "up to 144 tokens" in lines[0]
+    rows = {line.split()[0]: line.split() for line in lines[3:]}
+    assert [*rows] == ["teacher", "even-25", "release-12.5"]
+    teacher = measure_held(config.active.teacher, batch=4, context=144)
+    assert rows["teacher"][-1] == f"{teacher:,}"
+    assert [rows[name][1] for name in rows] == ["0", "8", "4"]
+    assert int(rows["even-25"][-1].replace(",", "")) == teacher * 24 // 32
+    weights, held = (int(rows["teacher"][at].replace(",", "")) for at in (4, 5))
+    assert held == 2 * weights
+
+
+def measure_held(settings, batch, context):
+    """Bytes of the keys and values of a real forward pass of the teacher."""
+    model = new_model(llava_config(settings)).to(torch.bfloat16)
+    cache = model.model.language_model(
+        inputs_embeds=torch.zeros(batch, context, settings.text.hidden_size, dtype=torch.bfloat16), use_cache=True
+    ).past_key_values
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 
 def test_seeds_and_the_online_teacher_cost(raw):

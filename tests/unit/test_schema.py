@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
-from test_config import BAD, CONFIG, DROP, PRESET, changed
+from test_config import BAD, BAD_RANDOM, CONFIG, DROP, PRESET, RANDOM, changed
 
 from matvlm import schema
 from matvlm.config import ConfigError, load_config
@@ -77,6 +77,15 @@ def test_the_schema_finds_what_one_key_shows(validator, key, value, words):
         assert errors
 
 
+@pytest.mark.parametrize(("key", "value", "start", "words"), BAD_RANDOM)
+def test_the_schema_knows_presets_that_only_measure(validator, key, value, start, words):
+    data = yaml.safe_load(CONFIG) | {"presets": {"tiny": yaml.safe_load(RANDOM)}}
+    assert [*validator.iter_errors(data)] == []
+    errors = [*validator.iter_errors(changed(data, f"presets.tiny.{key}", value))]
+    if any(word in BY_ONE_KEY or "allowed:" in word for word in words):
+        assert errors
+
+
 def leaves(data: dict, way: str = "") -> list[str]:
     """The keys of all values in a nested mapping, inner mappings included."""
     found = []
@@ -85,7 +94,7 @@ def leaves(data: dict, way: str = "") -> list[str]:
     return found
 
 
-WHOLE = yaml.safe_load(CONFIG) | {"presets": {"tiny": yaml.safe_load(PRESET)}}
+WHOLE = yaml.safe_load(CONFIG) | {"presets": {"tiny": yaml.safe_load(PRESET), "big": yaml.safe_load(RANDOM)}}
 VALUES = st.one_of(
     st.sampled_from(
         [None, True, False, 0, 1, 2, 8.0, 0.5, -1, "1", "full", "train", "topk", "even-50", "0,1", ""]

@@ -11,14 +11,21 @@ from functools import partialmethod
 import numpy as np
 import pytest
 import torch
+import yaml
+from test_config import RANDOM
 from torch._dynamo.utils import counters
+from transformers import PhiConfig
 
-from matvlm.config import EmbeddedTeacher
+from matvlm.config import EmbeddedTeacher, RandomTeacher
 from matvlm.data.dataset import load_split
 from matvlm.data.processor import load_processor
 from matvlm.models.folder import load_model
+from matvlm.models.forward import vision_features
+from matvlm.models.initialise import build_student
+from matvlm.models.llava import LlavaHeadBiasConfig, new_model
 from matvlm.provenance import file_hash
 from matvlm.teacher import fetch, train
+from matvlm.teacher.architecture import llava_config
 from matvlm.teacher.build import build_teacher, teacher_config
 from matvlm.teacher.task import mixed_order
 
@@ -46,6 +53,25 @@ def test_sizes_are_those_configured(settings, strategy, tokens):
     assert text.rope_parameters["partial_rotary_factor"] == 0.4
     assert (config.image_token_id, text.eos_token_id, text.pad_token_id) == (3, 0, 1)
     assert made.depth == 4
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_an_architecture_alone(bias):
+    settings = RandomTeacher.model_validate(yaml.safe_load(RANDOM)["teacher"] | {"head_bias": bias})
+    config = llava_config(settings)
+    assert (config.model_type == LlavaHeadBiasConfig.model_type) == bias
+    assert config.text_config.hidden_act == PhiConfig().hidden_act
+    assert (config.text_config.max_position_embeddings, config.text_config.num_hidden_layers) == (256, 32)
+    model = new_model(config)
+    assert (model.lm_head.bias is not None) == bias
+    # Two patches of 14 a side fit into 30 pixels, and the first of the four is dropped.
+    image = vision_features(model, torch.zeros(1, 3, 30, 30))
+    assert image.shape[1] == settings.image_tokens == config.image_seq_length == 3
+    ids = torch.tensor([[config.image_token_id] * 3 + [5, 6]])
+    assert model(input_ids=ids, pixel_values=torch.zeros(1, 3, 30, 30)).logits.shape == (1, 5, 64)
+    student = build_student(model, "even-25", "attention", seed=0)
+    assert (student.lm_head.bias is not None) == bias
+    assert student.config.text_config.mamba_layers == [0, 4, 8, 12, 16, 20, 24, 28]
 
 
 def test_shapes_and_seed(settings):

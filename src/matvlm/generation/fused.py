@@ -19,7 +19,7 @@ from matvlm.models.filled_cache import filled_cache
 from matvlm.models.hybrid_phi import HybridPhiMambaLayer
 from matvlm.ops.decode import MAX_BATCH
 
-ACTIVATION = "gelu_new"
+ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh")  # two names of one function
 MODEL_TYPES = ("phi", "hybrid_phi")
 
 
@@ -30,8 +30,8 @@ def unsupported(model: LlavaForConditionalGeneration, batch: int) -> str | None:
         return "needs a GPU"
     if text.model_type not in MODEL_TYPES:
         return f"language model {text.model_type}; supported: {', '.join(MODEL_TYPES)}"
-    if text.hidden_act != ACTIVATION or text.qk_layernorm:
-        return f"activation {text.hidden_act} or normalised queries; supported: {ACTIVATION} without"
+    if text.hidden_act not in ACTIVATIONS or text.qk_layernorm:
+        return f"activation {text.hidden_act} or normalised queries; supported: {ACTIVATIONS[0]} without"
     if batch > MAX_BATCH:
         return f"{batch} sequences; at most {MAX_BATCH}"
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration, PhiConfig, SiglipVisionConfig
 
-from matvlm.config import EmbeddedTeacher
+from matvlm.config import Architecture, EmbeddedTeacher
 from matvlm.errors import UserError
 from matvlm.models.folder import load_model
 from matvlm.sections import VisionArchitecture
@@ -43,14 +43,23 @@ def load_given(settings: EmbeddedTeacher, folder: Path) -> LlavaForConditionalGe
     return model
 
 
-def teacher_config(settings: EmbeddedTeacher, *, vocab_size: int, token_ids: dict[str, int]) -> LlavaConfig:
+def teacher_config(
+    settings: Architecture,
+    *,
+    vocab_size: int,
+    token_ids: dict[str, int],
+    activation: str = "gelu_pytorch_tanh",
+    kind: type[LlavaConfig] = LlavaConfig,
+) -> LlavaConfig:
     """Configuration of the teacher.
 
     Args:
         vocab_size: rows of the embedding. token_ids: ids of ``image``, ``eos`` and ``pad``.
+        activation: of the language model's MLPs; the default is Phi's ``gelu_new`` as one kernel.
+        kind: class of the configuration.
     """
     text = settings.text
-    return LlavaConfig(
+    return kind(
         vision_config=tower_config(settings.vision),
         text_config=PhiConfig(
             vocab_size=vocab_size,
@@ -60,7 +69,7 @@ def teacher_config(settings: EmbeddedTeacher, *, vocab_size: int, token_ids: dic
             num_attention_heads=text.heads,
             num_key_value_heads=text.kv_heads,
             partial_rotary_factor=text.partial_rotary_factor,
-            hidden_act="gelu_pytorch_tanh",  # Phi's gelu_new as one kernel
+            hidden_act=activation,
             max_position_embeddings=text.max_position_embeddings,
             bos_token_id=token_ids["eos"],
             eos_token_id=token_ids["eos"],
