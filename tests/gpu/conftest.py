@@ -10,7 +10,9 @@ import torch
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--tune", action="store_true", help="let Triton tune mamba-ssm's kernels: minutes for each shape")
+    parser.addoption(
+        "--tune", action="store_true", help="let Triton tune mamba-ssm's kernels: minutes for each shape"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

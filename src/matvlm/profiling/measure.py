@@ -1,24 +1,21 @@
-"""One measured point: how fast and how large a model is at given prompt and context lengths.
+"""One measured point: how fast and how large a model is at given prompt and context lengths, in one runtime.
 
-Teacher and hybrids run through the same code: transformers' forward with its own caches, the greedy loop of
-`generate` without its bookkeeping.
-
-A long context is not generated token by token before it is measured. The prompt with its image goes through
-in one pass, which is timed; the tokens between the prompt and the measured steps are drawn at random and
-enter the same cache a few hundred at a time. What a step costs depends on how much the cache holds, not on
-which tokens those were, and the cache is the one that single steps would have left, up to rounding.
+A long context is not generated token by token before it is measured. The prompt with its image goes through in one
+pass, which is timed; then the cache is filled up with random keys and values. What a step costs depends on how much
+the cache holds, not on what.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, CacheLayerMixin
 
 from matvlm.config import Profile
 from matvlm.errors import UserError
@@ -26,8 +23,8 @@ from matvlm.models.forward import vision_features
 from matvlm.profiling.memory import measure_peak
 from matvlm.profiling.points import Point
 
-FILL_CHUNK = 512
-"""Tokens that enter the cache at once where it is only filled, so that this takes little memory."""
+PASSES = 3
+"""Times that a prompt goes through after the first."""
 MEMORY_STEPS = 2
 """Steps at the end of the generation that the peak is looked for in."""
 
@@ -42,6 +39,59 @@ class Inputs:
     following: Tensor
 
 
+class Plain:
+    """transformers' forward and its own cache, greedy: the loop of `generate` without its bookkeeping."""
+
+    name = "transformers"
+
+    def __init__(self, model: LlavaForConditionalGeneration, point: Point) -> None:
+        self.model = model
+        self.cache: Cache | None = None
+        self._token: Tensor | None = None
+
+    @torch.no_grad()
+    def prompt_pass(self, ids: Tensor, pixels: Tensor) -> None:
+        """Begin with a prompt."""
+        out = self.model(input_ids=ids, pixel_values=pixels, use_cache=True, logits_to_keep=1)
+        self.cache, self._token = out.past_key_values, out.logits[:, -1:].argmax(-1)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Generate the next token."""
+        out = self.model(input_ids=self._token, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        self._token = out.logits[:, -1:].argmax(-1)
+
+
+class Fused:
+    """`matvlm.generation.fused`: the same for every model, few launches in a CUDA graph."""
+
+    name = "fused"
+
+    def __init__(self, model: LlavaForConditionalGeneration, point: Point) -> None:
+        from matvlm.generation.fused import FusedDecoder
+
+        self.model = model
+        self.decoder = FusedDecoder(model, point.batch, point.context)
+        self.cache = self.decoder.cache
+
+    @torch.no_grad()
+    def prompt_pass(self, ids: Tensor, pixels: Tensor) -> None:
+        """Begin with a prompt."""
+        self.decoder.reset()
+        self.decoder.begin(None)
+        out = self.model(
+            input_ids=ids, pixel_values=pixels, past_key_values=self.cache, use_cache=True, logits_to_keep=1
+        )
+        self.decoder.token.copy_(out.logits[:, -1].argmax(-1))
+
+    def step(self) -> None:
+        """Generate the next token."""
+        self.decoder.step()
+
+
+Runtime = Plain | Fused
+
+
 def check_points(model: LlavaForConditionalGeneration, settings: Profile) -> None:
     """Raises UserError where the model or the settings do not allow a point, before anything is measured."""
     longest = model.config.text_config.max_position_embeddings
@@ -49,50 +99,64 @@ def check_points(model: LlavaForConditionalGeneration, settings: Profile) -> Non
         raise UserError(f"profile.{found[0]}: {found[1]}")
 
 
-def time_point(model: LlavaForConditionalGeneration, point: Point, settings: Profile) -> dict[str, float]:
-    """What `time_generation` finds of ``model`` on its device, once the process has set itself up."""
-    inputs = make_inputs(model, point)
-    prompt_pass(model, inputs)  # the first pass of a process pays for set-up
-    return time_generation(model, inputs, settings)
+def time_prompt(runtime: Runtime, inputs: Inputs) -> float:
+    """Median seconds of the pass over the prompt with its image, once the process has set itself up."""
+    return _median_pass(runtime, inputs.prompt, inputs.pixels)
 
 
-@torch.no_grad()
-def time_generation(model: LlavaForConditionalGeneration, inputs: Inputs, settings: Profile) -> dict[str, float]:
-    """One generation, whose last steps alone are timed.
-
-    Returns:
-        `prefill_s`, the prompt pass with its image; `decode_tokens_per_s`, all sequences together, from the median
-        of the last ``decode_steps`` steps of the generation.
-    """
-    start = _now(model.device)
-    cache, token = prompt_pass(model, inputs)
-    prefill = _now(model.device) - start
-    skipped = inputs.following.shape[1] - settings.warmup_steps - settings.decode_steps
-    token = fill(model, cache, token, inputs.following[:, :skipped])
-    seconds = []
-    for _ in range(settings.warmup_steps + settings.decode_steps):
-        start = _now(model.device)
-        token = next_token(decode_step(model, cache, token))
-        seconds.append(_now(model.device) - start)
-    step = statistics.median(seconds[settings.warmup_steps :])
-    return {"prefill_s": prefill, "decode_tokens_per_s": len(token) / step}
+def time_context(runtime: Runtime, inputs: Inputs) -> float | None:
+    """As `time_prompt`, of a prompt as long as the whole context; none where memory does not suffice."""
+    try:
+        return _median_pass(runtime, torch.cat([inputs.prompt, inputs.following], 1), inputs.pixels)
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return None
 
 
-@torch.no_grad()
-def measure_memory(model: LlavaForConditionalGeneration, point: Point) -> dict[str, int | None]:
+def time_steps(runtime: Runtime, inputs: Inputs, settings: Profile) -> float:
+    """Median seconds of the last ``decode_steps`` steps of the generation, after ``warmup_steps`` others."""
+    steps = settings.warmup_steps + settings.decode_steps
+    runtime.prompt_pass(inputs.prompt, inputs.pixels)
+    fill(runtime.cache, inputs.prompt.shape[1] + inputs.following.shape[1] - steps)
+    return statistics.median(time_each(runtime.step, steps, runtime.model.device)[settings.warmup_steps :])
+
+
+def time_each(step: Callable[[], None], count: int, device: torch.device) -> list[float]:
+    """Seconds from the end of each of ``count`` steps to that of the next, the first from its own beginning."""
+    if device.type != "cuda":
+        ends = [time.perf_counter()]
+        for _ in range(count):
+            step()
+            ends.append(time.perf_counter())
+        return [b - a for a, b in zip(ends, ends[1:], strict=False)]
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        step()
+        mark.record()
+    torch.cuda.synchronize(device)
+    return [a.elapsed_time(b) / 1e3 for a, b in zip(marks, marks[1:], strict=False)]
+
+
+def measure_memory(
+    make: Callable[[LlavaForConditionalGeneration, Point], Runtime],
+    model: LlavaForConditionalGeneration,
+    point: Point,
+) -> dict[str, int | None]:
     """What `measure_peak` finds over the prompt pass and the last steps of the generation, `weight_bytes`, and
     `cache_bytes` at the full context. Filling the cache between them is left out, for no generation does that."""
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     with measure_peak(model.device, held=weights) as peak:
         inputs = make_inputs(model, point)
         with peak.window():
-            cache, token = prompt_pass(model, inputs)
-        skipped = max(point.generated_tokens - MEMORY_STEPS, 0)
-        token = fill(model, cache, token, inputs.following[:, :skipped])
+            runtime = make(model, point)
+            runtime.prompt_pass(inputs.prompt, inputs.pixels)
+        steps = min(MEMORY_STEPS, point.generated_tokens)
+        fill(runtime.cache, point.context - steps)
         with peak.window():
-            for _ in range(point.generated_tokens - skipped):
-                token = next_token(decode_step(model, cache, token))
-    return {**peak.figures(), "weight_bytes": weights, "cache_bytes": cache_bytes(cache)}
+            for _ in range(steps):
+                runtime.step()
+    return {**peak.figures(), "weight_bytes": weights, "cache_bytes": cache_bytes(runtime.cache)}
 
 
 def make_inputs(model: LlavaForConditionalGeneration, point: Point) -> Inputs:
@@ -116,29 +180,23 @@ def count_image_tokens(model: LlavaForConditionalGeneration) -> int:
 
 
 @torch.no_grad()
-def prompt_pass(model: LlavaForConditionalGeneration, inputs: Inputs) -> tuple[Cache, Tensor]:
-    """The cache after the prompt, and the first generated token (b, 1)."""
-    out = model(input_ids=inputs.prompt, pixel_values=inputs.pixels, use_cache=True, logits_to_keep=1)
-    return out.past_key_values, next_token(out.logits)
-
-
-@torch.no_grad()
-def fill(model: LlavaForConditionalGeneration, cache: Cache, token: Tensor, ids: Tensor) -> Tensor:
-    """Put ids (b, n) into the cache; the token (b, 1) that follows them, or ``token`` where n is 0."""
-    for part in ids.split(FILL_CHUNK, dim=1) if ids.shape[1] else ():
-        token = next_token(decode_step(model, cache, part))
-    return token
-
-
-@torch.no_grad()
-def decode_step(model: LlavaForConditionalGeneration, cache: Cache, ids: Tensor) -> Tensor:
-    """Logits (b, 1, v) after ids (b, n), which enter the cache."""
-    return model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-
-
-def next_token(logits: Tensor) -> Tensor:
-    """The likeliest token (b, 1)."""
-    return logits[:, -1:].argmax(-1)
+def fill(cache: Cache, length: int) -> None:
+    """Random keys and values up to ``length`` positions; states stay what the prompt left."""
+    for layer in cache.layers:
+        if not isinstance(layer, CacheLayerMixin):
+            continue
+        missing = length - layer.get_seq_length()
+        if hasattr(layer, "length"):  # a layer of fixed capacity
+            held = (layer.keys[:, :, layer.length : length], layer.values[:, :, layer.length : length])
+            layer.length = length
+        else:
+            batch, heads, _, width = layer.keys.shape
+            held = tuple(layer.keys.new_empty(batch, heads, missing, width) for _ in range(2))
+            layer.keys = torch.cat([layer.keys, held[0]], dim=2)
+            layer.values = torch.cat([layer.values, held[1]], dim=2)
+            held = (layer.keys[:, :, -missing:], layer.values[:, :, -missing:])
+        for part in held if missing else ():
+            part.normal_() if part.is_floating_point() else part.fill_(1)
 
 
 def cache_bytes(cache: Cache) -> int:
@@ -149,6 +207,16 @@ def cache_bytes(cache: Cache) -> int:
             tensors = held.values() if isinstance(held, dict) else [held]
             total += sum(t.untyped_storage().nbytes() for t in tensors if isinstance(t, Tensor))
     return total
+
+
+def _median_pass(runtime: Runtime, ids: Tensor, pixels: Tensor) -> float:
+    runtime.prompt_pass(ids, pixels)  # the first one of a shape pays for set-up
+    seconds = []
+    for _ in range(PASSES):
+        start = _now(runtime.model.device)
+        runtime.prompt_pass(ids, pixels)
+        seconds.append(_now(runtime.model.device) - start)
+    return statistics.median(seconds)
 
 
 def _now(device: torch.device) -> float:

@@ -29,3 +29,16 @@ def points_of(settings: Profile) -> list[Point]:
         for prompt in settings.prompt_tokens
         for generated in settings.generated_tokens
     ]
+
+
+SAME, PAPER = "same_runtime", "paper"
+GENERATE = "generate-"
+"""Start of the names of runtimes that are transformers' plain `generate`; the attention implementation follows."""
+FUSED = "fused"
+
+
+def runtimes_of(settings: Profile, protocol: str, teacher: bool) -> list[str]:
+    """Names of the runtimes that a model is measured in; empty for the fastest that all share."""
+    if protocol == SAME:
+        return [""]
+    return [GENERATE + name for name in settings.attention] if teacher else [FUSED]

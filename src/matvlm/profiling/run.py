@@ -1,9 +1,9 @@
 """`python -m matvlm.profiling.run`: latency, throughput and memory of the teacher and hybrids of it, as JSON.
 
-Every measurement (model, prompt length, generated length, batch, repeat) runs in a process of its own, one after
-the other. The models take turns and repeats are rounds through all of them, so that what the machine does
-meanwhile spreads over all instead of passing for a difference between two. What the columns hold is said in
-`matvlm.profiling.measure` and `matvlm.profiling.memory`. Nothing else should run on the device.
+Every measurement (protocol, model, runtime, lengths, batch, repeat) runs in a process of its own. The models take
+turns and repeats are rounds through all of them, so that what the machine does meanwhile spreads over all instead of
+passing for a difference between two. Several GPUs share the points: all models are measured at one on the same GPU,
+one after the other. What the columns hold is said in docs/profiling.md. Nothing else should run on the devices.
 """
 
 from __future__ import annotations
@@ -15,85 +15,147 @@ import signal
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from matvlm import config, provenance
 from matvlm.errors import UserError, one_line
 from matvlm.files import write_json, written_aside
-from matvlm.profiling.points import Point, points_of
+from matvlm.profiling.points import Point, points_of, runtimes_of
 from matvlm.progress import progress
 
 if TYPE_CHECKING:
     from matvlm.profiling.point import Job
 
-TIMES = ("prefill_s", "decode_tokens_per_s")
-MEMORY = ("peak_memory_bytes", "reserved_memory_bytes", "device_memory_bytes", "weight_bytes", "cache_bytes")
-"""Measured columns, which are empty where a point ran out of memory. Memory is the same in every repeat, so the
-first one's stands in the others."""
+TIMES = (
+    "prefill_s",
+    "context_prefill_s",
+    "decode_tokens_per_s",
+    "copy_bandwidth_bytes_per_s",
+    "bandwidth_limit_tokens_per_s",
+)
+ONCE = (
+    "generated_decode_tokens_per_s",
+    "energy_j_per_token",
+    "peak_memory_bytes",
+    "reserved_memory_bytes",
+    "device_memory_bytes",
+    "predicted_memory_bytes",
+    "weight_bytes",
+    "cache_bytes",
+    "beyond_positions",
+    "note",
+)
+"""Columns that are the same in every repeat, or too dear for more than one: the first one's stand in the others."""
 TEACHER = "teacher"
 Row = dict[str, object]
+Key = tuple[int, Point, str, str, str]
+"""Repeat, point, protocol, subject and runtime of a measurement."""
 
 
-def profile(settings: config.Profile, teacher: Path, device: str) -> dict[str, dict[str, object]]:
+def profile(
+    settings: config.Profile,
+    teacher: Path | None,
+    architecture: config.RandomTeacher | None,
+    devices: list[str],
+) -> dict[str, dict[str, object]]:
     """Measure the teacher and a hybrid of it for each layout of ``settings``.
 
     Args:
-        device: torch device, or `auto`.
+        teacher: its folder, or none where its ``architecture`` is to have random weights.
+        devices: torch devices, or `auto`.
 
     Returns:
         By `teacher` or layout: `step`, `rows`, `provenance` and `cost`.
 
     Raises:
-        UserError: the teacher, a layout, the device or a point cannot be used.
+        UserError: the teacher, a layout, a device or a point cannot be used.
     """
-    from matvlm.profiling.point import Job
     from matvlm.training.device import pick_device
 
-    device = str(pick_device(device))
+    devices = [str(pick_device(device)) for device in devices]
     subjects = (TEACHER, *settings.layouts)
-    rounds = list(product(range(settings.repeats), points_of(settings), subjects))
-    found: dict[tuple[int, Point, str], Row | None] = {}
+    rounds = list(product(range(settings.repeats), points_of(settings), settings.protocols))
+    found: dict[Key, Row] = {}
     seconds = dict.fromkeys(subjects, 0.0)
-    for repeat, point, subject in progress(rounds, "profile"):
-        if repeat and found[0, point, subject] is None:  # it will not fit the second time either
-            continue
-        layout = None if subject == TEACHER else subject
-        start = time.perf_counter()
-        job = Job(settings, teacher, layout, point, device, memory=repeat == 0)
-        found[repeat, point, subject] = _in_own_process(job)
-        seconds[subject] += time.perf_counter() - start
-    origin = provenance.describe(settings.model_dump(mode="json"), teacher=teacher, device=device)
+    free: SimpleQueue[str] = SimpleQueue()
+    for device in devices:
+        free.put(device)
+
+    def measure(repeat: int, point: Point, protocol: str) -> None:
+        device = free.get()
+        try:
+            for subject in subjects:
+                for runtime in runtimes_of(settings, protocol, subject == TEACHER):
+                    key = (repeat, point, protocol, subject, runtime)
+                    first = found.get((0, *key[1:]))
+                    if first is not None and "decode_tokens_per_s" not in first:
+                        continue  # it will not run the second time either
+                    start = time.perf_counter()
+                    layout = None if subject == TEACHER else subject
+                    job = (settings, teacher, architecture, layout, protocol, runtime, point, device, repeat == 0)
+                    found[key] = _in_own_process(job)
+                    seconds[subject] += time.perf_counter() - start
+        finally:
+            free.put(device)
+
+    with ThreadPoolExecutor(len(devices)) as pool:
+        # Repeats are rounds: none begins before the one before it has ended.
+        for repeat in range(settings.repeats):
+            mine = [job for job in rounds if job[0] == repeat]
+            running = [pool.submit(measure, *job) for job in mine]
+            try:
+                for done in progress(running, f"profile, repeat {repeat + 1} of {settings.repeats}"):
+                    done.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+    origin = provenance.describe(
+        {"profile": settings.model_dump(mode="json"), **_described(architecture)},
+        teacher=teacher,
+        device=devices[0],
+        kernel_path=_kernel_path(devices[0]),
+    )
     documents = {}
     for subject in subjects:
-        rows = [
-            _row(found, repeat, point, name)
-            for repeat, point, name in rounds
-            if name == subject and (repeat, point, name) in found
-        ]
+        keys = sorted((key for key in found if key[3] == subject), key=list(found).index)
+        rows = [_row(found, key) for key in sorted(keys, key=lambda key: key[0])]
         documents[subject] = {
             "step": "profile",
             "rows": rows,
             "provenance": origin,
-            "cost": _cost(seconds[subject], rows, device),
+            "cost": _cost(seconds[subject], rows, devices[0]),
         }
     return documents
 
 
-def _row(found: dict[tuple[int, Point, str], Row | None], repeat: int, point: Point, subject: str) -> Row:
-    first, measured = found[0, point, subject] or {}, found[repeat, point, subject] or {}
+def _described(architecture: config.RandomTeacher | None) -> dict[str, object]:
+    return {} if architecture is None else {"architecture": architecture.model_dump(mode="json")}
+
+
+def _kernel_path(device: str) -> str:
+    from matvlm.ops.choose import kernel_path
+
+    return kernel_path(device)
+
+
+def _row(found: dict[Key, Row], key: Key) -> Row:
+    repeat, point, protocol, subject, _ = key
+    first, measured = found[(0, *key[1:])], found[key]
     return {
         "model": TEACHER if subject == TEACHER else "student",
         "layout": "" if subject == TEACHER else subject,
-        "protocol": "same_runtime",
-        "runtime": "transformers",
+        "protocol": protocol,
+        "runtime": measured["runtime"],
         "batch": point.batch,
         "prompt_tokens": point.prompt_tokens,
         "generated_tokens": point.generated_tokens,
         "repeat": repeat,
         **{name: measured.get(name) for name in TIMES},
-        **{name: first.get(name) for name in MEMORY},
+        **{name: first.get(name) for name in ONCE},
     }
 
 
@@ -106,10 +168,11 @@ def _cost(seconds: float, rows: list[Row], device: str) -> dict[str, float | int
     return {"wall_s": wall, "gpu_s": wall if on_gpu else 0.0, "peak_memory_bytes": peak}
 
 
-def _in_own_process(job: Job) -> Row | None:
-    """What `matvlm.profiling.point.measure` finds; None if it ran out of memory."""
+def _in_own_process(arguments: tuple) -> Row:
+    """What `matvlm.profiling.point.measure` finds of a `Job` with these fields."""
     from matvlm.profiling import point
 
+    job: Job = point.Job(*arguments)
     # A server that has imported the libraries and done nothing else is forked: a fresh process in a tenth of the
     # time that the imports take.
     context = multiprocessing.get_context("forkserver")
@@ -126,7 +189,7 @@ def _in_own_process(job: Job) -> Row | None:
             return written["row"]
     if process.exitcode == -signal.SIGKILL:  # how the system ends a process that takes too much memory
         print(f"{job.point}: killed from outside; taken for out of memory", file=sys.stderr)
-        return None
+        return {"runtime": job.runtime}
     raise RuntimeError(f"{job.point} of {job.layout or TEACHER} failed with status {process.exitcode}")
 
 
@@ -135,12 +198,15 @@ def main(argv: list[str] | None = None) -> None:
     """Measure speed and memory of the teacher and its hybrids, and write a file for each to a folder."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--settings", required=True, help="JSON of matvlm.config.Profile")
-    parser.add_argument("--teacher", type=Path, required=True)
-    parser.add_argument("--device", default="auto")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--teacher", type=Path, help="folder of the teacher")
+    model.add_argument("--architecture", help="JSON of matvlm.config.RandomTeacher, for random weights")
+    parser.add_argument("--device", default="auto", help="torch device, or several with commas between")
     parser.add_argument("--out", type=Path, required=True, help="folder for teacher.json and {layout}.json")
     args = parser.parse_args(argv)
     settings = config.parse_settings(config.Profile, args.settings)
-    documents = profile(settings, args.teacher, args.device)
+    architecture = config.parse_settings(config.RandomTeacher, args.architecture) if args.architecture else None
+    documents = profile(settings, args.teacher, architecture, args.device.split(","))
     with written_aside(args.out) as aside:
         for subject, document in documents.items():
             write_json(aside / f"{subject}.json", document)

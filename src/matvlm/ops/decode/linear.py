@@ -59,7 +59,17 @@ def _weight_tile(w, rows, n, column, K: tl.constexpr, BK: tl.constexpr):
 
 @triton.jit
 def _product(
-    first, x, x_stride, w, rows, n, batch, K: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr
+    first,
+    x,
+    x_stride,
+    w,
+    rows,
+    n,
+    batch,
+    K: tl.constexpr,
+    BM: tl.constexpr,
+    BK: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """``w[rows] x^T``, (rows, BM) in float32, of x (batch, K); ``first``: the first tile of w, loaded before."""
     k = tl.arange(0, BK)

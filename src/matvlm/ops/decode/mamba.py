@@ -31,7 +31,9 @@ def _convolved(row, windows, weights, bias, channel, inside, W: tl.constexpr, BW
     window = tl.where(tap[None, :] == W - 1, new[:, None].to(window.dtype), window)
     within = inside[:, None] & (tap[None, :] < W)
     weight = tl.load(weights + place, mask=within, other=0.0).to(tl.float32)
-    total = tl.sum(window.to(tl.float32) * weight, 1) + tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
+    total = tl.sum(window.to(tl.float32) * weight, 1) + tl.load(bias + channel, mask=inside, other=0.0).to(
+        tl.float32
+    )
     tl.debug_barrier()  # threads may share an element; all have read it now
     tl.store(windows + place, window, mask=within)
     return total * tl.sigmoid(total)

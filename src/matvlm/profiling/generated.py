@@ -1,0 +1,82 @@
+"""Rates of transformers' `generate` itself, with all of its bookkeeping: what a user who calls it sees."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+
+import torch
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration, StoppingCriteria
+
+from matvlm.config import Profile
+from matvlm.profiling.measure import Fused, Inputs, Plain, Runtime, fill
+
+
+class Clock(StoppingCriteria):
+    """Never stops; notes when it was asked, after each token."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._marks: list = []
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs) -> Tensor:
+        if self.device.type == "cuda":
+            self._marks.append(torch.cuda.Event(enable_timing=True))
+            self._marks[-1].record()
+        else:
+            self._marks.append(time.perf_counter())
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+    def seconds(self) -> list[float]:
+        """Between one token and the next."""
+        if self.device.type != "cuda":
+            return [b - a for a, b in zip(self._marks, self._marks[1:], strict=False)]
+        torch.cuda.synchronize(self.device)
+        return [a.elapsed_time(b) / 1e3 for a, b in zip(self._marks, self._marks[1:], strict=False)]
+
+
+def time_generate(runtime: Runtime, inputs: Inputs, settings: Profile) -> float:
+    """Median seconds of the last ``decode_steps`` tokens of a `generate` whose cache was filled up before."""
+    runtime.prompt_pass(inputs.prompt, inputs.pixels)
+    steps = settings.warmup_steps + settings.decode_steps
+    ids = torch.cat([inputs.prompt, inputs.following], 1)
+    length = ids.shape[1] - steps - 1
+    fill(runtime.cache, length)
+    # All that is in the cache counts as prompt; the token after it is the first that goes through the model.
+    return _last(runtime, {"input_ids": ids[:, : length + 1], "past_key_values": runtime.cache}, steps + 1, settings)
+
+
+def time_generated(runtime: Runtime, inputs: Inputs, settings: Profile) -> float:
+    """The same of a context that is truly generated, token by token."""
+    if isinstance(runtime, Fused):
+        runtime.decoder.reset()
+    given = {"input_ids": inputs.prompt, "pixel_values": inputs.pixels}
+    if isinstance(runtime, Fused):
+        given["past_key_values"] = runtime.cache
+    return _last(runtime, given, inputs.following.shape[1], settings)
+
+
+def _last(runtime: Runtime, given: dict, count: int, settings: Profile) -> float:
+    clock = Clock(runtime.model.device)
+    with runtime.decoder.active() if isinstance(runtime, Fused) else contextlib.nullcontext():
+        runtime.model.generate(
+            **given,
+            attention_mask=torch.ones_like(given["input_ids"]),
+            max_new_tokens=count,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+            stopping_criteria=[clock],
+        )
+    return statistics.median(clock.seconds()[-settings.decode_steps :])
+
+
+def plain_generate(model: LlavaForConditionalGeneration, attention: str) -> type[Plain] | str:
+    """The runtime of a model with an attention implementation, or why it cannot run."""
+    try:
+        model.set_attn_implementation(attention)
+    except (ImportError, ValueError) as error:
+        return f"{attention}: {str(error).splitlines()[0]}"
+    return Plain
