@@ -20,7 +20,13 @@ HIDDEN = 128
 def make(dtype: torch.dtype, head_dim: int, heads: int, kv_heads: int) -> tuple[Mamba2Mixer, Mamba2Mixer]:
     """A mixer, and the same with its weights in float64."""
     torch.manual_seed(0)
-    mixer = Mamba2Mixer(HIDDEN, heads, kv_heads, head_dim, layer_idx=0).to("cuda", dtype)
+    mixer = Mamba2Mixer(HIDDEN, heads, kv_heads, head_dim, layer_idx=0)
+    with torch.no_grad():  # states that matter and last, beside a skip: else the norm hides what their sizes do
+        mixer.dt_bias.normal_()
+        mixer.A_log.uniform_(-4, 0)
+        mixer.D.normal_()
+        mixer.conv1d.weight.normal_()
+    mixer = mixer.to("cuda", dtype)
     assert kernel_path("cuda") == MAMBA_SSM
     return mixer, copy.deepcopy(mixer).double()
 

@@ -14,10 +14,12 @@ from matvlm.data.images import open_own_image
 from matvlm.data.processor import load_processor
 from matvlm.errors import UserError
 from matvlm.generation.decoding import Decoding
+from matvlm.generation.fused import FusedDecoder, unsupported
 from matvlm.generation.memory import check_memory
 from matvlm.generation.prompt import Turn, encode_prompt
 from matvlm.generation.stream import generate, stream
 from matvlm.models.folder import check_folder, load_checked, read_config
+from matvlm.ops.choose import MAMBA_SSM, kernel_path
 from matvlm.training.device import pick_device
 
 DTYPES = ("auto", "float32", "bfloat16")
@@ -100,6 +102,13 @@ class Chat:
         except torch.OutOfMemoryError:
             raise UserError(f"{self.folder}: its weights do not fit into the memory of {self.device}") from None
 
+    @cached_property
+    def decoder(self) -> FusedDecoder | None:
+        """What decodes single answers on a GPU at the speed of its memory; none where it cannot."""
+        if kernel_path(self.device) != MAMBA_SSM or unsupported(self.model, batch=1):
+            return None
+        return FusedDecoder(self.model, 1, self.positions)
+
     def load(self) -> Chat:
         """Load the weights now rather than with the first question."""
         _ = self.model
@@ -156,7 +165,14 @@ class Chat:
     def _pieces(self, arguments: dict, decoding: Decoding, ids: list[int]) -> Iterator[str]:
         tokenizer = self.processor.tokenizer
         try:
-            if decoding.num_beams == 1:
+            if decoding.num_beams == 1 and self.decoder is not None:
+                self.decoder.reset()
+                with self.decoder.active():
+                    cache = self.decoder.cache
+                    yield from stream(
+                        self.model, tokenizer, decoding.seed, ids, past_key_values=cache, **arguments
+                    )
+            elif decoding.num_beams == 1:
                 yield from stream(self.model, tokenizer, decoding.seed, ids, **arguments)
             else:  # only at its end is it known which beam wins
                 output = generate(self.model, decoding.seed, **arguments)

@@ -105,7 +105,10 @@ class Mamba2Mixer(nn.Module):
         continued = layer is not None and cache.has_previous_state(self.layer_idx)
         stepping = continued and length == 1
 
-        z, xBC, dt = self.in_proj(hidden).split([self.d_inner, self.d_inner + 2 * self.d_xb, self.heads], dim=-1)
+        projected = self.in_proj(hidden)
+        if path.fused_mix is not None and not stepping and not torch.is_grad_enabled():
+            return self.out_proj(self._mix_at_once(path, projected, mask, layer, continued))
+        z, xBC, dt = projected.split([self.d_inner, self.d_inner + 2 * self.d_xb, self.heads], dim=-1)
         if mask is not None:
             xBC = xBC * mask[..., None].to(xBC.dtype)
         weight, bias = self.conv1d.weight[:, 0], self.conv1d.bias
@@ -136,6 +139,31 @@ class Mamba2Mixer(nn.Module):
         if layer is not None:
             layer.update_recurrent_state(state)
         return self.out_proj(self.norm(y.flatten(-2), z))
+
+    def _mix_at_once(self, path, projected: Tensor, mask: Tensor | None, layer, continued: bool) -> Tensor:
+        """What stands between the projections, by few kernels that have no backward."""
+        y, window, state = path.fused_mix(
+            projected,
+            self.conv1d.weight,
+            self.conv1d.bias,
+            self.dt_bias,
+            self.A_log,
+            self.D,
+            self.norm.weight,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            eps=self.norm.eps,
+            conv_before=layer.conv_states[0] if continued else None,
+            state=layer.recurrent_states[0] if continued else None,
+            mask=mask,
+        )
+        if layer is not None:
+            # What is continued is replaced: the cache would append it.
+            layer.has_previous_state[0] = False
+            layer.update_conv_state(window, conv_kernel_size=self.conv_kernel)
+            layer.update_recurrent_state(state)
+        return y
 
     def _remember(self, layer, inputs: Tensor, before: Tensor | None, mask: Tensor | None) -> None:
         """Store each sample's last ``conv_kernel`` inputs, which padding on the right must not push out.

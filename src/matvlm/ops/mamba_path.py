@@ -1,6 +1,8 @@
 """The functions of `matvlm.ops.torch_path` on the kernels of mamba-ssm and causal-conv1d.
 
-Importing this module raises what importing these packages raises. All sums are in float32 at least.
+Importing this module raises what importing these packages raises. All sums are in float32 at least. Without
+gradients a sequence goes through `fused_mix`, our own three kernels: at the lengths of a prompt the five of mamba-ssm
+and what stands around them cost more in launches than attention costs in all.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 from torch import Tensor
 
 from matvlm.ops import torch_path
+from matvlm.ops.prefill import fused_mix
+
+__all__ = ["convolve", "convolve_step", "fused_mix", "gated_norm", "scan", "step"]
 
 CONV_WIDTHS = (2, 3, 4)
 """Widths that causal-conv1d has kernels for."""

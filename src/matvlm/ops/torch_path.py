@@ -12,6 +12,9 @@ from torch import Tensor
 
 from matvlm.ops.ssd import ssd_chunked, ssd_step
 
+fused_mix = None
+"""All that a mixer does between its projections at once; only kernels can."""
+
 
 def convolve(inputs: Tensor, before: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
     """SiLU of the causal depthwise convolution.

@@ -9,6 +9,7 @@ import time
 import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration, StoppingCriteria
+from transformers.utils import is_flash_attn_2_available
 
 from matvlm.config import Profile
 from matvlm.profiling.measure import Fused, Inputs, Plain, Runtime, fill
@@ -45,7 +46,9 @@ def time_generate(runtime: Runtime, inputs: Inputs, settings: Profile) -> float:
     length = ids.shape[1] - steps - 1
     fill(runtime.cache, length)
     # All that is in the cache counts as prompt; the token after it is the first that goes through the model.
-    return _last(runtime, {"input_ids": ids[:, : length + 1], "past_key_values": runtime.cache}, steps + 1, settings)
+    return _last(
+        runtime, {"input_ids": ids[:, : length + 1], "past_key_values": runtime.cache}, steps + 1, settings
+    )
 
 
 def time_generated(runtime: Runtime, inputs: Inputs, settings: Profile) -> float:
@@ -75,8 +78,7 @@ def _last(runtime: Runtime, given: dict, count: int, settings: Profile) -> float
 
 def plain_generate(model: LlavaForConditionalGeneration, attention: str) -> type[Plain] | str:
     """The runtime of a model with an attention implementation, or why it cannot run."""
-    try:
-        model.set_attn_implementation(attention)
-    except (ImportError, ValueError) as error:
-        return f"{attention}: {str(error).splitlines()[0]}"
+    if attention == "flash_attention_2" and not is_flash_attn_2_available():
+        return f"{attention}: the package flash-attn is not installed"
+    model.set_attn_implementation(attention)
     return Plain

@@ -145,7 +145,11 @@ def _times(job: Job, make: type[Runtime], model: LlavaForConditionalGeneration) 
         if job.first:
             row["energy_j_per_token"] = _energy(runtime, inputs, settings, step)
     row["decode_tokens_per_s"] = point.batch / step
-    if job.first and point.generated_tokens in settings.generated_check and point.batch == min(settings.batch_sizes):
+    if (
+        job.first
+        and point.generated_tokens in settings.generated_check
+        and point.batch == min(settings.batch_sizes)
+    ):
         row["generated_decode_tokens_per_s"] = point.batch / time_generated(runtime, inputs, settings)
     return row
 

@@ -74,6 +74,7 @@ def profile(
     Raises:
         UserError: the teacher, a layout, a device or a point cannot be used.
     """
+    from matvlm.profiling import point as _imported_here  # noqa: F401  and not by several threads at once
     from matvlm.training.device import pick_device
 
     devices = [str(pick_device(device)) for device in devices]
