@@ -19,6 +19,7 @@ PROFILE_FIGURES = (
     "prefill_s",
     "context_prefill_s",
     "decode_tokens_per_s",
+    "first_decode_tokens_per_s",
     "generated_decode_tokens_per_s",
     "energy_j_per_token",
     "copy_bandwidth_bytes_per_s",
