@@ -71,6 +71,7 @@ def generate(model: LlavaForConditionalGeneration, inputs: dict, **kwargs):
     return model.generate(**inputs, **chosen, return_dict_in_generate=True, output_logits=True)
 
 
+pytest.importorskip("triton")
 SHAPES = [(80, 4, 4), (32, 3, 3), (64, 4, 2)]
 MODELS = [None, "even-50", "even-100"]
 

@@ -197,7 +197,10 @@ def test_strong_decay_is_finite():
     mixer.A_log.fill_(6.0)
     mixer.dt_bias.fill_(30.0)
     projected = make_projected(mixer, PADDED_LENGTH, torch.float32)
-    assert_close(fused(mixer, projected), reference(mixer, projected), torch.float32)
+    (y, _, state), (y_expected, _, _) = fused(mixer, projected), reference(mixer, projected)
+    # exp(-12000) and the like: what is left in the state is as far off as float32's exponents are.
+    assert torch.isfinite(state).all()
+    assert relative_error(y, y_expected) < TOLERANCES[torch.float32]
 
 
 def test_gradients_are_refused():

@@ -1,7 +1,8 @@
-"""Decoding at the speed of memory: one step of a Phi model or hybrid as about four kernels a layer in a CUDA graph.
+"""Decoding at the speed of memory: a step of a Phi model or hybrid as about four kernels a layer in a CUDA graph.
 
-transformers' own loop generates; only its forward pass of a single position is replaced, while `FusedDecoder.active`
-holds. What a step must read are the weights of the language model and its cache, and little else is read or written.
+transformers' own loop generates; only its forward pass of a single position is replaced, while
+`FusedDecoder.active` holds. What a step must read are the weights of the language model and its cache, and little
+else is read or written.
 """
 
 from __future__ import annotations
@@ -132,8 +133,8 @@ class FusedDecoder:
             self.begins.copy_((attention_mask.cumsum(-1) == 0).sum(-1))
 
     def _capture(self) -> None:
-        """Record the step. Nothing runs while it is recorded, but kernels must have been compiled before, by a step
-        whose traces in the recurrent states are wiped out; what it enters elsewhere the next step overwrites."""
+        """Record the step. Nothing runs while it is recorded, but kernels must have been compiled before, by a
+        step whose traces in the recurrent states are wiped out; what it enters elsewhere the next one overwrites."""
         linear = [layer for layer in self.cache.layers if hasattr(layer, "recurrent_states")]
         states = [held[0] for layer in linear for held in (layer.conv_states, layer.recurrent_states)]
         kept = [state.clone() for state in states]

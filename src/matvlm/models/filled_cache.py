@@ -1,8 +1,8 @@
 """A cache of fixed capacity whose prompt pass costs what the prompt's length does.
 
 transformers' static cache shows attention all its capacity and a mask to hide what is empty, which costs time and
-keeps flash attention out. Here attention sees what is filled, in place, so the cache cannot be traced into a graph;
-`matvlm.generation.fused` reads its tensors itself.
+keeps flash attention out. Here attention sees what is filled, in place, so the cache cannot be traced into a
+graph; `matvlm.generation.fused` reads its tensors itself.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The functions of `matvlm.ops.torch_path` on the kernels of mamba-ssm and causal-conv1d.
 
 Importing this module raises what importing these packages raises. All sums are in float32 at least. Without
-gradients a sequence goes through `fused_mix`, our own three kernels: at the lengths of a prompt the five of mamba-ssm
-and what stands around them cost more in launches than attention costs in all.
+gradients a sequence goes through `fused_mix`, our own three kernels: at the lengths of a prompt the five of
+mamba-ssm and what stands around them cost more in launches than attention costs in all.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One measured point: how fast and how large a model is at given prompt and context lengths, in one runtime.
 
-A long context is not generated token by token before it is measured. The prompt with its image goes through in one
-pass, which is timed; then the cache is filled up with random keys and values. What a step costs depends on how much
-the cache holds, not on what.
+A long context is not generated token by token before it is measured. The prompt with its image goes through in
+one pass, which is timed; then the cache is filled up with random keys and values. What a step costs depends on how
+much the cache holds, not on what.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -128,14 +129,14 @@ def time_each(step: Callable[[], None], count: int, device: torch.device) -> lis
         for _ in range(count):
             step()
             ends.append(time.perf_counter())
-        return [b - a for a, b in zip(ends, ends[1:], strict=False)]
+        return [b - a for a, b in pairwise(ends)]
     marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
     marks[0].record()
     for mark in marks[1:]:
         step()
         mark.record()
     torch.cuda.synchronize(device)
-    return [a.elapsed_time(b) / 1e3 for a, b in zip(marks, marks[1:], strict=False)]
+    return [a.elapsed_time(b) / 1e3 for a, b in pairwise(marks)]
 
 
 def measure_memory(

@@ -44,9 +44,9 @@ ENERGY_S = 1.0
 class Job:
     """What one process measures.
 
-    ``teacher``: its folder, or ``architecture`` of one with random weights. ``layout``: of a hybrid of it, untrained,
-    or none for the teacher: what a step costs does not depend on what the weights hold. ``runtime``: by name, or
-    empty for the fastest that all models share. ``first``: measure also what repeats need not.
+    ``teacher``: its folder, or ``architecture`` of one with random weights. ``layout``: of a hybrid of it,
+    untrained, or none for the teacher: what a step costs does not depend on what the weights hold. ``runtime``: by
+    name, or empty for the fastest that all models share. ``first``: measure also what repeats need not.
     """
 
     settings: config.Profile
@@ -137,20 +137,17 @@ def _times(job: Job, make: type[Runtime], model: LlavaForConditionalGeneration) 
     runtime, inputs = make(model, point), make_inputs(model, point)
     row: Row = {"prefill_s": time_prompt(runtime, inputs)}
     if job.protocol == PAPER:
-        step = time_generate(runtime, inputs, settings)
-    else:
-        if model.device.type == "cuda" and point.batch == min(settings.batch_sizes):
-            row["context_prefill_s"] = time_context(runtime, inputs)
-        step = time_steps(runtime, inputs, settings)
-        if job.first:
-            row["energy_j_per_token"] = _energy(runtime, inputs, settings, step)
+        first, step = time_generate(runtime, inputs, settings)
+        return row | {"first_decode_tokens_per_s": point.batch / first, "decode_tokens_per_s": point.batch / step}
+    smallest = point.batch == min(settings.batch_sizes)
+    if model.device.type == "cuda" and smallest:
+        row["context_prefill_s"] = time_context(runtime, inputs)
+    step = time_steps(runtime, inputs, settings)
     row["decode_tokens_per_s"] = point.batch / step
-    if (
-        job.first
-        and point.generated_tokens in settings.generated_check
-        and point.batch == min(settings.batch_sizes)
-    ):
-        row["generated_decode_tokens_per_s"] = point.batch / time_generated(runtime, inputs, settings)
+    if job.first:
+        row["energy_j_per_token"] = _energy(runtime, inputs, settings, step)
+        if smallest and point.generated_tokens in settings.generated_check:
+            row["generated_decode_tokens_per_s"] = point.batch / time_generated(runtime, inputs, settings)
     return row
 
 

@@ -1,7 +1,7 @@
 """What a step and a model must cost at least: bytes over the bandwidth that copying reaches, and memory foreseen.
 
-A step of decoding reads the language model's weights once, whatever the batch, and each sequence's keys, values and
-states; it writes the states. Nothing else is counted, so no implementation can be faster.
+A step of decoding reads the language model's weights once, whatever the batch, and each sequence's keys, values
+and states; it writes the states. Nothing else is counted, so no implementation can be faster.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _kinds(config: LlavaConfig) -> list[str]:
 
 
 def _cache_bytes(config: LlavaConfig, tokens: int, dtype: torch.dtype) -> tuple[int, int]:
-    """Bytes of one sequence's keys and values, and of its states: the convolution's in ``dtype``, the rest float32."""
+    """Bytes of a sequence's keys and values, and of its states: the convolution's in ``dtype``, else float32."""
     text, kinds, head_dim = config.text_config, _kinds(config), _head_dim(config)
     kv, inner = text.num_key_value_heads * head_dim, text.num_attention_heads * head_dim
     attention = kinds.count(ATTENTION)

@@ -1,9 +1,9 @@
 """`python -m matvlm.profiling.run`: latency, throughput and memory of the teacher and hybrids of it, as JSON.
 
 Every measurement (protocol, model, runtime, lengths, batch, repeat) runs in a process of its own. The models take
-turns and repeats are rounds through all of them, so that what the machine does meanwhile spreads over all instead of
-passing for a difference between two. Several GPUs share the points: all models are measured at one on the same GPU,
-one after the other. What the columns hold is said in docs/profiling.md. Nothing else should run on the devices.
+turns and repeats are rounds through all of them, so that what the machine does meanwhile spreads over all instead
+of passing for a difference between two. Several GPUs share the points: all models are measured at one on the same
+GPU, one after the other. What the columns hold is said in docs/profiling.md. Nothing else should run on the devices.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from matvlm import config, provenance
 from matvlm.errors import UserError, one_line
 from matvlm.files import write_json, written_aside
-from matvlm.profiling.points import Point, points_of, runtimes_of
+from matvlm.profiling.points import SAME, Point, points_of, runtimes_of
 from matvlm.progress import progress
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ TIMES = (
     "prefill_s",
     "context_prefill_s",
     "decode_tokens_per_s",
+    "first_decode_tokens_per_s",
     "copy_bandwidth_bytes_per_s",
     "bandwidth_limit_tokens_per_s",
 )
@@ -49,7 +50,9 @@ ONCE = (
     "beyond_positions",
     "note",
 )
-"""Columns that are the same in every repeat, or too dear for more than one: the first one's stand in the others."""
+"""Columns that are the same in every repeat, or too dear for more: the first one's stand in the others."""
+PRELOADED = ("matvlm.ops.mamba_path", "matvlm.ops.decode.linear")
+"""Modules that take seconds to import; where they cannot be, they are passed over."""
 TEACHER = "teacher"
 Row = dict[str, object]
 Key = tuple[int, Point, str, str, str]
@@ -79,7 +82,11 @@ def profile(
 
     devices = [str(pick_device(device)) for device in devices]
     subjects = (TEACHER, *settings.layouts)
-    rounds = list(product(range(settings.repeats), points_of(settings), settings.protocols))
+    rounds = [
+        (repeat, point, protocol)
+        for repeat, point, protocol in product(range(settings.repeats), points_of(settings), settings.protocols)
+        if protocol == SAME or point.batch == min(settings.batch_sizes)
+    ]
     found: dict[Key, Row] = {}
     seconds = dict.fromkeys(subjects, 0.0)
     free: SimpleQueue[str] = SimpleQueue()
@@ -177,7 +184,7 @@ def _in_own_process(arguments: tuple) -> Row:
     # A server that has imported the libraries and done nothing else is forked: a fresh process in a tenth of the
     # time that the imports take.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([point.__name__])
+    context.set_forkserver_preload([point.__name__, *PRELOADED])
     with tempfile.TemporaryDirectory(prefix="matvlm-profile-") as folder:
         out = Path(folder) / "point.json"
         process = context.Process(target=point.run, args=(job, out))

@@ -211,7 +211,8 @@ def attend(
         projected: (b, at least (heads + 2 kv_heads) head_dim): queries, keys and values before their rotation.
         keys, values: (b, kv_heads, capacity, head_dim), contiguous; the new ones are entered at ``position``.
         rotary: cosines and sines, each (capacity, rotated channels) float32.
-        begins: (b,) first position of each sequence that is no padding. position: () of the new token in the cache.
+        begins: (b,) first position of each sequence that is no padding.
+        position: () of the new token in the cache.
         out: (b, at least heads head_dim), filled from the left.
     """
     batch, kv_heads, capacity, head_dim = keys.shape
