@@ -134,7 +134,7 @@ class FusedDecoder:
 
     def _capture(self) -> None:
         """Record the step. Nothing runs while it is recorded, but kernels must have been compiled before, by a
-        step whose traces in the recurrent states are wiped out; what it enters elsewhere the next one overwrites."""
+        step whose traces in the states are wiped out; what it enters elsewhere the next one overwrites."""
         linear = [layer for layer in self.cache.layers if hasattr(layer, "recurrent_states")]
         states = [held[0] for layer in linear for held in (layer.conv_states, layer.recurrent_states)]
         kept = [state.clone() for state in states]

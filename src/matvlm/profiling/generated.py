@@ -1,8 +1,8 @@
 """Rates of transformers' `generate` itself, with all of its bookkeeping: what a user who calls it sees.
 
-A generation runs twice over the same lengths. The first one can cost far more: PyTorch's scaled dot-product attention
-runs on cuDNN on recent GPUs, which plans anew for each length that it has not met, at each token. Later ones find
-the plans made.
+A generation runs twice over the same lengths. The first one can cost far more: PyTorch's scaled dot-product
+attention runs on cuDNN on recent GPUs, which plans anew for each length that it has not met, at each token. Later
+ones find the plans made.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Every measurement (protocol, model, runtime, lengths, batch, repeat) runs in a process of its own. The models take
 turns and repeats are rounds through all of them, so that what the machine does meanwhile spreads over all instead
 of passing for a difference between two. Several GPUs share the points: all models are measured at one on the same
-GPU, one after the other. What the columns hold is said in docs/profiling.md. Nothing else should run on the devices.
+GPU, one after the other. What the columns hold is said in docs/profiling.md. Nothing else should run there.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
+from multiprocessing.connection import wait
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from matvlm import config, provenance
@@ -53,6 +55,7 @@ ONCE = (
 """Columns that are the same in every repeat, or too dear for more: the first one's stand in the others."""
 PRELOADED = ("matvlm.ops.mamba_path", "matvlm.ops.decode.linear")
 """Modules that take seconds to import; where they cannot be, they are passed over."""
+PROCESSES = Lock()
 TEACHER = "teacher"
 Row = dict[str, object]
 Key = tuple[int, Point, str, str, str]
@@ -188,8 +191,12 @@ def _in_own_process(arguments: tuple) -> Row:
     with tempfile.TemporaryDirectory(prefix="matvlm-profile-") as folder:
         out = Path(folder) / "point.json"
         process = context.Process(target=point.run, args=(job, out))
-        process.start()
-        process.join()
+        # Starting one looks after the others that have ended, and of two threads that look at one, one is told wrong.
+        with PROCESSES:
+            process.start()
+        wait([process.sentinel])
+        with PROCESSES:
+            process.join()
         if process.exitcode == 0:
             written = json.loads(out.read_text(encoding="utf-8"))
             if "error" in written:
