@@ -191,7 +191,7 @@ def _in_own_process(arguments: tuple) -> Row:
     with tempfile.TemporaryDirectory(prefix="matvlm-profile-") as folder:
         out = Path(folder) / "point.json"
         process = context.Process(target=point.run, args=(job, out))
-        # Starting one looks after the others that have ended, and of two threads that look at one, one is told wrong.
+        # Starting one looks after others that have ended, and of two threads that look at one, one is told wrong.
         with PROCESSES:
             process.start()
         wait([process.sentinel])
