@@ -48,7 +48,8 @@ def settings(seeds: int = 1, *, narrow: bool = False, preset: str = "tiny") -> R
     """Settings of a report with this many seeds; ``narrow``: axes with one or two values each."""
     axes = NARROW if narrow else ABLATION
     ablation = Ablation(**axes, seeds=tuple(range(seeds)))
-    return Report(preset=preset, depth=16, base=BaseCell(), ablation=ablation, tasks=TASKS)
+    settings = {"preset": preset, "depth": 16, "base": BaseCell(), "ablation": ablation, "tasks": TASKS}
+    return Report(**settings, at_paper_scale=preset == "paper")
 
 
 def cells(report: Report) -> list[Cell]:

@@ -10,6 +10,7 @@ from matvlm.config import Ablation, BaseCell
 from matvlm.experiments import Cell
 from matvlm.provenance import COLUMNS as PROVENANCE
 from matvlm.report import collect
+from matvlm.report.columns import PROFILE_FIGURES, PROFILE_KEY, PROFILE_MARKS
 from matvlm.report.settings import Report
 
 TASKS = ("easy_vqa_yesno", "easy_vqa_open")
@@ -26,9 +27,10 @@ SOURCE = dict.fromkeys(PROVENANCE, "x")
 
 
 def report(preset: str = "tiny", depth: int = 16, **axes: Sequence) -> Report:
-    """Settings with two tasks, and the axes of `AXES` but for those given."""
+    """Settings with two tasks, and the axes of `AXES` but for those given; of the paper's model if so called."""
     ablation = Ablation(**{**AXES, **axes})
-    return Report(preset=preset, depth=depth, base=BaseCell(), ablation=ablation, tasks=TASKS)
+    settings = {"preset": preset, "depth": depth, "base": BaseCell(), "ablation": ablation, "tasks": TASKS}
+    return Report(**settings, at_paper_scale=preset == "paper")
 
 
 def write_eval(
@@ -98,7 +100,7 @@ def profiled(
 def write_profile(path: Path, points: Iterable[list[dict[str, object]]]) -> Path:
     """`profile.csv` from lists as `profiled` makes them."""
     rows = [row for point in points for row in point]
-    return _write(path, (*collect.PROFILE_KEY, *collect.PROFILE_VALUES, *PROVENANCE), rows)
+    return _write(path, (*PROFILE_KEY, *PROFILE_FIGURES, *PROFILE_MARKS, *PROVENANCE), rows)
 
 
 def _write(path: Path, columns: Sequence[str], rows: list[dict[str, object]]) -> Path:

@@ -209,10 +209,24 @@ def test_metrics_are_means_over_seeds(evals, tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == tree
 
 
+def test_metrics_of_a_preset_that_only_measures(tmp_path):
+    rows = [point(repeat=repeat, decode_tokens_per_s=rate) for repeat, rate in enumerate((10.0, 30.0, 20.0))]
+    rows += [point("student", "even-25", generated=512, decode_tokens_per_s=None, peak_memory_bytes=None)]
+    path = write(tmp_path / "a.json", document(*rows))
+    table = write(tmp_path / "profile.csv", collect.collect_profile([path]))
+    assert metrics.main(["--profile", str(table), "--out", str(tmp_path / "b.json")]) == 0
+    tree = json.loads((tmp_path / "b.json").read_text())
+    first = rows[0]
+    place = f"{first['batch']} x {first['prompt_tokens']} + {first['generated_tokens']}"
+    measured = tree["teacher"][first["protocol"]][first["runtime"]][place]
+    assert measured == {"decode_tokens_per_s": 20, "peak_memory_bytes": first["peak_memory_bytes"]}
+    assert tree.keys() == {"teacher"}
+
+
 def test_metrics_of_a_table_without_a_column(tmp_path, capsys):
     table = write(tmp_path / "eval.csv", "model,task,value\nteacher,x,1\n")
     assert metrics.main(["--eval", str(table), "--out", str(tmp_path / "a.json")]) == 2
-    assert "column 'metric' is missing" in capsys.readouterr().err
+    assert "column init, layout, loss, divergence, metric is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -288,22 +288,6 @@ def test_speed_is_judged_at_the_longest_context(tmp_path, rates, verdict):
     assert "direction only" in row["tested"]
 
 
-@pytest.mark.parametrize(
-    ("rates", "verdict"),
-    [([370, 380, 390], "holds"), ([350, 380, 390], "not shown"), ([300, 310, 320], "does not hold")],
-)
-def test_speed_at_the_papers_scale_is_held_against_its_size(tmp_path, rates, verdict):
-    profile = [
-        profiled("", 1024, [100, 100, 100]),
-        profiled("even-25", 1024, rates),
-        profiled("", 2048, [100, 100, 100]),
-        profiled("even-25", 2048, [110, 110, 110]),
-    ]
-    row = run(tmp_path, report("paper"), profile=profile)["speed"]
-    assert (row["verdict"], row["measured"]) == (verdict, f"{rates[1] / 100:g}")
-    assert ("3.6 times is reached" in row["detail"]) == (rates[1] >= 360)
-
-
 def test_one_repeat_of_speed_shows_nothing(tmp_path):
     row = run(tmp_path, profile=[profiled("", 512, [100]), profiled("even-25", 512, [200])])["speed"]
     assert (row["verdict"], row["measured"], row["low"], row["over"]) == ("not shown", "2", "", "none")
@@ -324,17 +308,6 @@ def test_memory_of_the_half_hybrid(tmp_path, half, verdict, measured):
     assert "the base layout even-25 saves 10.0 % there" in row["detail"]
     assert ("27.5 % is not reached" in row["detail"]) == (measured < 27.5)
     assert ("The direction agrees" in row["detail"]) == (measured == 20)
-
-
-def test_memory_at_the_papers_scale_is_held_against_its_size(tmp_path):
-    def of(half):
-        points = [(1024, 100), (16384, half), (20000, 10)]
-        profile = [profiled("", tokens, [9], memory=100) for tokens, _ in points]
-        profile += [profiled("even-50", tokens, [9], memory=saved) for tokens, saved in points]
-        return run(tmp_path, report("paper"), profile=profile)["memory"]
-
-    assert (of(72)["verdict"], of(72)["measured"]) == ("holds", "28")
-    assert (of(73)["verdict"], of(73)["measured"]) == ("does not hold", "27")
 
 
 def test_speed_and_memory_without_a_common_point(tmp_path):

@@ -159,20 +159,6 @@ def test_published_values_of_another_model_keep_to_themselves(tmp_path):
     assert 32768 not in first.get_xdata(), "the paper's teacher has no value there to compare with"
 
 
-@pytest.mark.parametrize(
-    ("draw", "title", "values"),
-    [
-        (profiles.draw_speed, "Decoding", [32, 41, 41, 38, 31]),
-        (profiles.draw_memory, "Peak memory", [7.4, 8.0, 9.3, 11.9, 17.1]),
-    ],
-)
-def test_published_values_stand_among_ours_at_the_papers_scale(draw, title, values, tmp_path):
-    frame = profiled(tmp_path, generated=(1024, 4096), scale=400)
-    axes = panel(draw(figure_data.settings(preset="paper"), frame), title)
-    assert list(line(axes, f"Teacher, {published.MARK}").get_ydata()) == values
-    assert line(axes, f"Hybrid 50 %, {published.MARK}").get_markerfacecolor() == "white"
-
-
 def test_memory_is_in_the_unit_that_fits(tmp_path):
     frame = profiled(tmp_path)
     axes = panel(profiles.draw_memory(figure_data.settings(), frame), "Peak memory")

@@ -261,14 +261,19 @@ def test_published_numbers_stand_beside_equal_points_only(tmp_path):
     assert not any("do not compare" in note for note in table.notes)
 
 
-def test_batch_and_protocol_are_named_where_they_differ(tmp_path):
-    points = [profiled("", 512, [100], batch=size) for size in (1, 4)]
+def test_there_is_a_section_for_each_protocol_and_batch(tmp_path):
+    points = [profiled(layout, 512, [100], batch=size) for size in (1, 4) for layout in ("", "even-25")]
     points.append(profiled("", 512, [100], protocol="paper"))
-    assert [row[0] for row in texts(speed(tmp_path, points))] == [
-        "640 (128 + 512), batch 1, same_runtime",
-        "640 (128 + 512), batch 4, same_runtime",
-        "640 (128 + 512), batch 1, paper",
+    table = speed(tmp_path, points)
+    assert [(title, len(rows)) for title, rows in table.sections] == [
+        ("All models in one runtime, batch 1", 2),
+        ("All models in one runtime, batch 4", 2),
+        ("Each model in its own runtime, as the paper measured, batch 1", 1),
     ]
+    assert texts(table)[0] == ["All models in one runtime, batch 1"]
+    assert {row[0] for row in texts(table) if len(row) > 1} == {"512"}
+    assert any("prompt has 128 tokens" in note for note in table.notes)
+    assert any("of 16: even-25 4" in note for note in table.notes)
 
 
 NASTY = "50% & $a_b$ {x} #1 ~ ^ \\ <b>|*|</b> ± × − –"
@@ -341,6 +346,37 @@ class Reader(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
+
+
+SECTIONS = replace(
+    TABLE, rows=(Row("section", (Entry("one"),)), TABLE.rows[0], Row("section", (Entry(NASTY),)), TABLE.rows[1])
+)
+
+
+def test_sections_in_every_format():
+    assert [title for title, _ in SECTIONS.sections] == ["one", NASTY]
+    assert TABLE.sections == [("", TABLE.rows)]
+    assert replace(TABLE, rows=()).sections == [("", ())]
+    text = writers.markdown(SECTIONS)
+    assert text.startswith("## one\n\n| 50%")
+    assert len(re.findall("^## ", text, re.MULTILINE)) == text.count("---:") == 2
+    text = writers.tex(SECTIONS)
+    assert text.count(r"\begin{table}") == text.count(r"\bottomrule") == 2
+    assert (r"\label{tab:nasty-1}" in text, r"\label{tab:nasty-2}" in text) == (True, True)
+    assert text.index(r"\parbox") > text.index("nasty-2")
+    page = Reader(writers.fragment(SECTIONS))
+    assert [tag for tag, _ in page.tags].count("tbody") == 2
+    assert [attrs["colspan"] for tag, attrs in page.tags if attrs.get("scope") == "rowgroup"] == ["2", "2"]
+    assert page.text.count(NASTY) == 5
+
+
+def test_latex_of_a_wide_table_has_no_spreads():
+    wide = replace(TABLE, columns=TABLE.columns * 5, rows=tuple(Row(r.kind, r.entries * 5) for r in TABLE.rows))
+    assert r"$\pm$ 2" in writers.tex(TABLE)
+    text = writers.tex(wide)
+    assert r"$\pm$ 2" not in text
+    assert "What stands in brackets is left out here." in text
+    assert "± 2" in writers.markdown(wide)
 
 
 def test_html_nests_is_escaped_and_has_scopes():

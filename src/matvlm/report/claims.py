@@ -1,7 +1,8 @@
 """The claims of the paper, each with its number, ours, the interval, a verdict and the command that made it.
 
 `claims.csv` has the columns `COLUMNS`; `claims.md` the same as a table, and a paragraph a claim that says what was
-compared. The rules are in `matvlm.report.verdicts` and `matvlm.report.speed_verdicts`.
+compared. The rules are in `matvlm.report.verdicts`, `matvlm.report.speed_verdicts` and
+`matvlm.report.scale_verdicts`.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import csv
 import io
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from matvlm.files import write_text
-from matvlm.report import published, speed_verdicts, verdicts
+from matvlm.report import published, scale_verdicts, speed_verdicts, verdicts
 from matvlm.report.evidence import Claim, Evidence, NotRun, answer
+from matvlm.report.measured import PAPER, SAME
 from matvlm.report.read import read_eval, read_profile, read_train
 from matvlm.report.settings import Report
 from matvlm.report.table import Column, Entry, Row, Table
@@ -43,6 +46,12 @@ of how another would turn out. "Published" numbers are the paper's.
 def _mamba_vlms(evidence: Evidence, start: Claim) -> Claim:
     """Never run: the pipeline has no other model to compare with."""
     raise NotRun("the pipeline trains and evaluates no Mamba-based VLM and no other VLM of the student's size")
+
+
+def _untrained(evidence: Evidence, start: Claim) -> Claim:
+    raise NotRun(
+        "this preset measures speed and memory alone; weights are random, and nothing is trained or scored"
+    )
 
 
 @dataclass(frozen=True)
@@ -157,18 +166,48 @@ REGISTER = (
 )
 
 
-def write(settings: Report, scores: Path, train: Path, profile: Path, out: Path) -> None:
+SPEED, MEMORY = (entry.start for entry in REGISTER[:2])
+QUARTER = published.memory_saved("even-25", scale_verdicts.SAVED_AT)
+QUARTER_MEMORY = replace(
+    MEMORY,
+    claim="About 20 % less GPU memory (25 % hybrid, 16k generated tokens; read from Figure 1)",
+    published=100 * QUARTER,
+)
+AT_PAPER_SCALE = tuple(
+    _Entry(f"{name}{suffix}", "table_speed", partial(rule, protocol=protocol, **options), start)
+    for name, start, rule, options in (
+        ("speed", SPEED, scale_verdicts.speed, {}),
+        (
+            "memory",
+            MEMORY,
+            scale_verdicts.memory,
+            {"layout": speed_verdicts.HALF, "bound": published.MEMORY_SAVING},
+        ),
+        ("memory_25", QUARTER_MEMORY, scale_verdicts.memory, {"layout": "even-25", "bound": QUARTER}),
+    )
+    for protocol, suffix in ((PAPER, ""), (SAME, "_architecture"))
+)
+"""What the claims about speed and memory become for a model of the paper's size."""
+
+
+def register(settings: Report) -> tuple[_Entry, ...]:
+    """The claims that a preset is asked about."""
+    return (*AT_PAPER_SCALE, *REGISTER[2:]) if settings.at_paper_scale else REGISTER
+
+
+def write(settings: Report, scores: Path | None, train: Path | None, profile: Path, out: Path) -> None:
     """Judge every claim and write ``out.csv`` and ``out.md``.
 
     Args:
-        scores: `eval.csv`.
-        train: `train.csv`.
+        scores: `eval.csv`; None where the preset trains nothing.
+        train: `train.csv`; likewise.
         profile: `profile.csv`.
 
     Raises:
         UserError: a file that is not what it should be. What it merely lacks makes claims `not run`.
     """
-    rows = judged(Evidence(settings, read_eval(scores), read_train(train), read_profile(profile)))
+    trained = (read(path) if path else None for read, path in ((read_eval, scores), (read_train, train)))
+    rows = judged(Evidence(settings, *trained, read_profile(profile)))
     write_text(out.with_name(out.name + ".csv"), _csv(rows))
     write_text(out.with_name(out.name + ".md"), _page(rows, settings))
 
@@ -176,15 +215,16 @@ def write(settings: Report, scores: Path, train: Path, profile: Path, out: Path)
 def judged(evidence: Evidence) -> list[dict[str, str]]:
     """One row of `claims.csv` for each claim, numbers as text with four significant digits."""
     rows = []
-    for entry in REGISTER:
-        claim = answer(entry.start, entry.rule, evidence)
+    for entry in register(evidence.settings):
+        answered = evidence.scores is not None or entry.target == "table_speed"
+        claim = answer(entry.start, entry.rule if answered else _untrained, evidence)
         rows.append(
             {
                 "id": entry.id,
                 "claim": claim.claim,
                 **{name: _number(getattr(claim, name)) for name in ("published", "measured", "low", "high")},
                 "verdict": claim.verdict,
-                "command": evidence.settings.command(entry.target),
+                "command": evidence.settings.command(entry.target if answered else "claims"),
                 "unit": claim.unit,
                 "over": claim.over,
                 "tested": claim.tested,

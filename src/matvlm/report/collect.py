@@ -26,27 +26,10 @@ from matvlm.files import write_text
 from matvlm.provenance import COLUMNS as PROVENANCE
 from matvlm.provenance import COST_COLUMNS
 from matvlm.report import order
+from matvlm.report.columns import PROFILE_FIGURES, PROFILE_KEY, PROFILE_MARKS, PROFILE_MEASURED
 
 CELL = ("init", "layout", "loss", "divergence", "seed")
 EVAL_KEY = ("model", *CELL, "task", "metric")
-PROFILE_KEY = (
-    "protocol",
-    "runtime",
-    "batch",
-    "prompt_tokens",
-    "model",
-    "layout",
-    "generated_tokens",
-    "repeat",
-)
-PROFILE_VALUES = (
-    "prefill_s",
-    "decode_tokens_per_s",
-    "peak_memory_bytes",
-    "reserved_memory_bytes",
-    "device_memory_bytes",
-    "bandwidth_limit_tokens_per_s",
-)
 TRAIN_VALUES = (
     "tokens",
     "loss_total",
@@ -105,16 +88,17 @@ def collect_train(paths: Iterable[Path]) -> str:
 
 def collect_profile(paths: Iterable[Path]) -> str:
     """CSV text of `profile.csv` from profile JSON files; further columns that rows have are kept."""
+    known = (*PROFILE_KEY, *PROFILE_FIGURES, *PROFILE_MARKS)
     rows: list[tuple[Path, Row]] = []
     extra: set[str] = set()
     for path in paths:
         document = _read_json(path)
         for number, row in enumerate(_rows(document, path)):
-            _require(row, (*PROFILE_KEY, *PROFILE_VALUES[:3]), f"{path}: rows[{number}]")
+            _require(row, (*PROFILE_KEY, *PROFILE_MEASURED), f"{path}: rows[{number}]")
             extra |= set(row)
             rows.append((path, row | _provenance(document, path)))
-    extra -= {*PROFILE_KEY, *PROFILE_VALUES, *PROVENANCE}
-    return _csv(rows, PROFILE_KEY, (*PROFILE_KEY, *PROFILE_VALUES, *sorted(extra), *PROVENANCE))
+    extra -= {*known, *PROVENANCE}
+    return _csv(rows, PROFILE_KEY, (*known, *sorted(extra), *PROVENANCE))
 
 
 def collect_runs(paths: Iterable[Path]) -> str:

@@ -27,11 +27,11 @@ class NotRun(Exception):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What claims are judged by: the preset's settings and its tidy data."""
+    """What claims are judged by: the preset's settings and its tidy data; of training only where there was any."""
 
     settings: Report
-    scores: pd.DataFrame
-    train: pd.DataFrame
+    scores: pd.DataFrame | None
+    train: pd.DataFrame | None
     profile: pd.DataFrame
 
     def of(self, cell: Cell) -> pd.DataFrame:

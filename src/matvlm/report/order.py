@@ -15,6 +15,7 @@ _ORDERS: dict[str, tuple[str, ...]] = {
     "divergence": ("none", *get_args(Divergence)),
     "task": TASKS,
     "protocol": ("same_runtime", "paper", "roofline"),
+    "runtime": ("transformers", "fused", "generate-eager", "generate-sdpa", "generate-flash_attention_2"),
 }
 
 

@@ -61,8 +61,8 @@ CAPTIONS = {
     "is as in the base cell, which is set in blue. The dashed line is the teacher.",
     "convergence": "Validation KL to the teacher against training tokens, by initialisation of the Mamba-2 "
     "layers. Lower is better; the vertical axis is logarithmic.",
-    "speed": "Decoding rate at a given length and time of the prompt pass, teacher and hybrids, after Figure 1 "
-    "(b) of the paper. Hollow markers are published values, read from the paper's figure.",
+    "speed": "Decoding rate of teacher and hybrids at a given length, after Figure 1 (b) of the paper. Hollow "
+    "markers are published values, read from the paper's figure.",
     "memory": "Peak memory that the device's allocator had given out, after Figure 1 (c) of the paper. Hollow "
     "markers are published values, read from the paper's figure.",
 }

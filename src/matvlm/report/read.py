@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,23 +10,13 @@ import pandas as pd
 
 from matvlm.errors import UserError
 from matvlm.experiments import Cell
+from matvlm.report.columns import PROFILE_FIGURES, PROFILE_KEY, PROFILE_MARKS, PROFILE_MEASURED
 
 CELL = ["init", "layout", "loss", "divergence"]
 EVAL_COLUMNS = ["model", *CELL, "seed", "task", "metric", "value", "n"]
 TRAIN_COLUMNS = [*CELL, "seed", "step", "tokens", "val_kl"]
-PROFILE_COLUMNS = [
-    "model",
-    "layout",
-    "protocol",
-    "batch",
-    "prompt_tokens",
-    "generated_tokens",
-    "repeat",
-    "prefill_s",
-    "decode_tokens_per_s",
-    "peak_memory_bytes",
-]
-_TEXT = dict.fromkeys(("model", *CELL, "task", "metric", "protocol"), str)
+PROFILE_COLUMNS = [*(name for name in PROFILE_KEY if name != "runtime"), *PROFILE_MEASURED]
+_TEXT = dict.fromkeys(("model", *CELL, "task", "metric", "protocol", "runtime", *PROFILE_MARKS), str)
 
 
 def read_eval(path: Path) -> pd.DataFrame:
@@ -39,8 +30,14 @@ def read_train(path: Path) -> pd.DataFrame:
 
 
 def read_profile(path: Path) -> pd.DataFrame:
-    """`profile.csv`; the teacher's layout is an empty string, a point that ran out of memory has NaN."""
-    return _read(path, PROFILE_COLUMNS)
+    """`profile.csv`; the teacher's layout is an empty string, what was not measured or ran out of memory is NaN.
+    Columns that came later are there in any case: empty, and the runtime that of `same_runtime`."""
+    frame = _read(path, PROFILE_COLUMNS, PROFILE_FIGURES)
+    for name, default in {"runtime": "transformers", "beyond_positions": "", "note": ""}.items():
+        if name not in frame:
+            frame[name] = default
+    frame["beyond_positions"] = frame["beyond_positions"].str.lower() == "true"
+    return frame
 
 
 def rows_of(frame: pd.DataFrame, cell: Cell | None) -> pd.DataFrame:
@@ -66,8 +63,11 @@ def seeds_of(frame: pd.DataFrame, cell: Cell, seeds: Sequence[int]) -> pd.DataFr
     return rows[rows["seed"].isin(seeds)]
 
 
-def _read(path: Path, columns: list[str]) -> pd.DataFrame:
+def _read(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> pd.DataFrame:
     """
+    Args:
+        optional: columns of numbers that the file may lack; then they are NaN.
+
     Raises:
         UserError: not a CSV file, a column missing, no row, or text where a number should be.
     """
@@ -79,7 +79,10 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
         raise UserError(f"{path}: column {', '.join(missing)} is missing")
     if frame.empty:
         raise UserError(f"{path}: has no rows")
-    for name in columns:
+    for name in optional:
+        if name not in frame:
+            frame[name] = math.nan
+    for name in dict.fromkeys((*columns, *optional)):
         if name not in _TEXT:
             try:
                 frame[name] = pd.to_numeric(frame[name].replace("", None))

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pydantic import PositiveInt
 
 from matvlm import layouts
-from matvlm.config import TASKS, Ablation, BaseCell, Config, Model
+from matvlm.config import TASKS, Ablation, Architecture, BaseCell, Config, Model, Preset
 from matvlm.experiments import Cell, base_cell, grid_cells, table_cells
+from matvlm.report import published
 
 
 class Report(Model):
@@ -20,8 +21,11 @@ class Report(Model):
     depth: PositiveInt
     """Decoder layers of the language model, for the achieved ratio."""
     base: BaseCell
-    ablation: Ablation
+    ablation: Ablation | None = None
+    """None where nothing is trained, but speed and memory measured alone."""
     tasks: tuple[str, ...] = TASKS
+    at_paper_scale: bool = False
+    """Whether the paper's published numbers were made with this model, so that magnitudes compare."""
     overrides: tuple[str, ...] = ()
     """What was set beside `params.yaml`, as the words `key=value` that `--config` takes."""
 
@@ -38,7 +42,8 @@ class Report(Model):
             depth=preset.teacher.depth,
             base=config.base,
             ablation=preset.ablation,
-            tasks=preset.evaluate.tasks,
+            tasks=preset.evaluate.tasks if preset.trains else (),
+            at_paper_scale=_is_papers_model(config.preset, preset),
             overrides=tuple(
                 f"{key}={json.dumps(value)}" for key, value in (overrides or {}).items() if key != "preset"
             ),
@@ -48,11 +53,6 @@ class Report(Model):
     def base_cell(self) -> Cell:
         """The cell that every ablation varies one axis of."""
         return base_cell(self.base)
-
-    @property
-    def at_paper_scale(self) -> bool:
-        """Whether the paper's published numbers were made with this model, so that magnitudes compare."""
-        return self.preset == "paper"
 
     def cells(self, axis: str) -> list[Cell]:
         """Cells of one axis in the order of the configuration; the base cell first where the axis lacks it."""
@@ -71,3 +71,11 @@ class Report(Model):
     def command(self, target: str) -> str:
         """The command that makes a target of this preset."""
         return shlex.join(["snakemake", target, "--config", f"preset={self.preset}", *self.overrides])
+
+
+def _is_papers_model(name: str, preset: Preset) -> bool:
+    """A checkpoint is taken at its preset's word, as its sizes are not in the configuration."""
+    if isinstance(preset.teacher, Architecture):
+        text = preset.teacher.text
+        return (text.layers, text.hidden_size) == (published.DEPTH, published.WIDTH)
+    return name == "paper"

@@ -10,6 +10,7 @@ from matvlm.report.statistics import Estimate
 
 NOTHING = "–"
 """Text of a cell for which there is no number."""
+SECTION = "section"
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Entry:
 
 @dataclass(frozen=True)
 class Row:
-    """``kind``: `teacher`, `base`, `student` or `difference`, which writers may set apart."""
+    """``kind``: `teacher`, `base`, `student` or `difference`, which writers may set apart, or `section`, whose one
+    entry is the title of the rows below it."""
 
     kind: str
     entries: tuple[Entry, ...]
@@ -50,8 +52,19 @@ class Table:
 
     def __post_init__(self) -> None:
         for row in self.rows:
-            if len(row.entries) != len(self.columns):
+            if len(row.entries) != (1 if row.kind == SECTION else len(self.columns)):
                 raise ValueError(f"table {self.name}: a row of {len(row.entries)} for {len(self.columns)} columns")
+
+    @property
+    def sections(self) -> list[tuple[str, tuple[Row, ...]]]:
+        """Title and rows of each section; one without a title where there are none."""
+        parts: list[tuple[str, list[Row]]] = [("", [])]
+        for row in self.rows:
+            if row.kind == SECTION:
+                parts.append((row.entries[0].text, []))
+            else:
+                parts[-1][1].append(row)
+        return [(title, tuple(rows)) for title, rows in parts if rows or len(parts) == 1]
 
 
 def percent(estimate: Estimate | None) -> Entry:

@@ -1,29 +1,25 @@
 """Speed and memory against the number of generated tokens, after Figure 1 (b) and (c) of the paper.
 
-Both are drawn in units of our own and relative to the teacher. The paper's values, in hollow markers, stand
-among ours only where both are of the same model. Else they have a panel of their own, relative to the paper's
-teacher, with its own axes: the two panels compare in shape and direction, not point by point.
+Both are drawn in units of our own and relative to the teacher. The paper's values, in hollow markers, have a panel
+of their own, relative to the paper's teacher, with its own axes: the two panels compare in shape and direction,
+not point by point. For a model of the paper's own size see `matvlm.report.figures.paper_scale`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from matvlm.errors import UserError
 from matvlm.report import measured, published
-from matvlm.report.figures import style
-from matvlm.report.measured import OUT_OF_MEMORY, Point, Spread
+from matvlm.report.figures import lines, paper_scale, style
+from matvlm.report.figures.lines import Values
+from matvlm.report.measured import Point
 from matvlm.report.settings import Report
 
 RUNTIMES = {"same_runtime": "all models in one runtime", "paper": "each model in the paper's runtime"}
-Values = dict[int, Spread | None]
-"""By number of tokens; None where memory did not suffice."""
 Paper = dict[int, tuple[float | None, ...]]
 
 
@@ -51,19 +47,16 @@ def draw_speed(settings: Report, frame: pd.DataFrame) -> Figure:
     Raises:
         UserError: every point ran out of memory.
     """
+    if settings.at_paper_scale:
+        return paper_scale.draw(frame, paper_scale.SPEED)
     subject = subject_of(frame)
     series = collect(frame, subject, "decode_tokens_per_s")
-    together = settings.at_paper_scale
-    figure = Figure(figsize=(style.PAGE, 2.75 if together else 4.6), layout="constrained")
-    if together:
-        absolute, relative, prompt = figure.subplots(1, 3, width_ratios=[1.1, 1.1, 0.9])
-        theirs = relative
-    else:
-        (absolute, prompt), (relative, theirs) = figure.subplots(2, 2)
-    _absolute_panel(absolute, series, published.TOKENS_PER_S if together else {})
+    figure = Figure(figsize=(style.PAGE, 4.6), layout="constrained")
+    (absolute, prompt), (relative, theirs) = figure.subplots(2, 2)
+    _absolute_panel(absolute, series)
     absolute.set(title="Decoding", ylabel="tokens per second")
     _relative_panels(relative, theirs, series, published.TOKENS_PER_S, "rate / teacher's rate")
-    relative.set_title("Relative to the teacher" if together else "Decoding, relative to the teacher")
+    relative.set_title("Decoding, relative to the teacher")
     _prompt_panel(prompt, prompt_times(frame, subject))
     _finish(figure, series, subject)
     return figure
@@ -75,16 +68,14 @@ def draw_memory(settings: Report, frame: pd.DataFrame) -> Figure:
     Raises:
         UserError: every point ran out of memory.
     """
+    if settings.at_paper_scale:
+        return paper_scale.draw(frame, paper_scale.MEMORY)
     subject = subject_of(frame)
     size, name = style.unit(frame["peak_memory_bytes"].max(), {1e6: "MB", 1e9: "GB"})
-    if settings.at_paper_scale:
-        size, name = 1e9, "GB"  # the paper's unit
     series = collect(frame, subject, "peak_memory_bytes", 1 / size)
-    together = settings.at_paper_scale
     figure = Figure(figsize=(style.PAGE, 2.85), layout="constrained")
-    absolute, relative, *rest = figure.subplots(1, 2 if together else 3)
-    theirs = rest[0] if rest else relative
-    _absolute_panel(absolute, series, published.MEMORY_GB if together else {})
+    absolute, relative, theirs = figure.subplots(1, 3)
+    _absolute_panel(absolute, series)
     absolute.set(title="Peak memory", ylabel=f"peak allocated memory ({name})")
     _relative_panels(relative, theirs, series, published.MEMORY_GB, "memory / teacher's memory")
     relative.set_title("Relative to the teacher")
@@ -97,9 +88,8 @@ def draw_memory(settings: Report, frame: pd.DataFrame) -> Figure:
 
 def subject_of(frame: pd.DataFrame) -> Subject:
     """What of a `profile.csv` is drawn: the first protocol, the smallest batch and the shortest prompt."""
-    points = measured.points(frame)
-    first = points[0]
-    points = [p for p in points if (p.protocol, p.batch) == (first.protocol, first.batch)]
+    first = measured.points(frame)[0]
+    points = [p for p in measured.points_of(frame, first.protocol) if p.batch == first.batch]
     shortest = min(point.prompt_tokens for point in points)
     device = " and ".join(sorted(set(frame["device"]))) if "device" in frame else ""
     return Subject([p for p in points if p.prompt_tokens == shortest], ["", *measured.layouts(frame)], device)
@@ -111,13 +101,9 @@ def collect(frame: pd.DataFrame, subject: Subject, column: str, scale: float = 1
     Raises:
         UserError: every point ran out of memory.
     """
-    series: dict[str, Values] = {}
-    for layout in subject.layouts:
-        rows = {p.generated_tokens: measured.rows_at(frame, p, layout or None) for p in subject.points}
-        series[layout] = {
-            tokens: _scaled(measured.spread(found, column), scale) for tokens, found in rows.items() if len(found)
-        }
-    return _checked(series, frame, column)
+    series = lines.collect(frame, subject.points, subject.layouts, column, scale)
+    lines.check([series], frame, column)
+    return series
 
 
 def prompt_times(frame: pd.DataFrame, subject: Subject) -> dict[str, Values]:
@@ -125,6 +111,7 @@ def prompt_times(frame: pd.DataFrame, subject: Subject) -> dict[str, Values]:
     to generate."""
     one = subject.points[0]
     frame = frame[(frame["protocol"] == one.protocol) & (frame["batch"] == one.batch)]
+    frame = frame[frame["runtime"] == one.runtime] if one.runtime else frame
     series: dict[str, Values] = {}
     for layout in subject.layouts:
         rows = frame[frame["layout"] == layout]
@@ -132,7 +119,8 @@ def prompt_times(frame: pd.DataFrame, subject: Subject) -> dict[str, Values]:
             int(tokens): measured.spread(found.dropna(subset=["prefill_s"]), "prefill_s")
             for tokens, found in rows.groupby("prompt_tokens")
         }
-    return _checked(series, frame, "prefill_s")
+    lines.check([series], frame, "prefill_s")
+    return series
 
 
 def relative_to_teacher(series: dict[str, Values]) -> dict[str, Values]:
@@ -146,41 +134,38 @@ def relative_to_teacher(series: dict[str, Values]) -> dict[str, Values]:
     return ratios
 
 
-def _absolute_panel(axes: Axes, series: dict[str, Values], paper: Paper) -> None:
-    _draw_all(axes, series)
-    for position, layout in enumerate(published.LAYOUTS):
-        _draw_published(axes, {t: row[position] for t, row in paper.items() if row[position] is not None}, layout)
+def _absolute_panel(axes: Axes, series: dict[str, Values]) -> None:
+    lines.draw_all(axes, series)
     axes.set_ylim(bottom=0, top=axes.get_ylim()[1] * 1.04)
     axes.yaxis.set_major_formatter(style.NUMBER)
-    style.token_axis(axes, {*_tokens(series), *paper}, "generated tokens")
+    style.token_axis(axes, lines.tokens_of(series), "generated tokens")
 
 
 def _relative_panels(ours: Axes, theirs: Axes, series: dict[str, Values], paper: Paper, label: str) -> None:
-    """Our ratios and the paper's, on the same axes where ``ours`` is ``theirs``."""
-    ratios = relative_to_teacher(series)
-    _draw_all(ours, ratios)
+    """Our ratios, and the paper's in a panel of their own."""
+    lines.draw_all(ours, relative_to_teacher(series))
     known = {tokens: row for tokens, row in paper.items() if None not in row}
     for position, layout in enumerate(published.LAYOUTS):
         if layout:
-            _draw_published(theirs, {tokens: row[position] / row[0] for tokens, row in known.items()}, layout)
-    if ours is not theirs:
-        theirs.set_title("Published, 3.1B model")
-    tokens = {ours: _tokens(series), theirs: set(known) | (_tokens(series) if ours is theirs else set())}
-    for axes in dict.fromkeys((ours, theirs)):
+            lines.draw_published(theirs, {tokens: row[position] / row[0] for tokens, row in known.items()}, layout)
+    theirs.set_title("Published, 3.1B model")
+    for axes, tokens in ((ours, lines.tokens_of(series)), (theirs, set(known))):
         axes.axhline(1, color=style.TEACHER.color, linewidth=1, linestyle=style.DASHED, zorder=1.5)
         axes.set_ylabel(label)
-        style.token_axis(axes, tokens[axes], "generated tokens")
+        style.token_axis(axes, tokens, "generated tokens")
 
 
 def _prompt_panel(axes: Axes, series: dict[str, Values]) -> None:
     """A line against prompt lengths, or a row for each model where there is one length."""
     highest = max(value.high for values in series.values() for value in values.values() if value)
     size, name = style.unit(highest, {1e-3: "ms", 1.0: "s"})
-    series = {layout: {t: _scaled(v, 1 / size) for t, v in values.items()} for layout, values in series.items()}
-    lengths = sorted(_tokens(series))
+    series = {
+        layout: {t: lines.scaled(v, 1 / size) for t, v in values.items()} for layout, values in series.items()
+    }
+    lengths = sorted(lines.tokens_of(series))
     axes.set_title("Prompt pass")
     if len(lengths) > 1:
-        _draw_all(axes, series)
+        lines.draw_all(axes, series)
         axes.set_ylim(bottom=0)
         axes.set_ylabel(f"time ({name})")
         style.token_axis(axes, lengths, "prompt tokens", most=4)
@@ -189,7 +174,7 @@ def _prompt_panel(axes: Axes, series: dict[str, Values]) -> None:
     for row, (layout, values) in enumerate(series.items()):
         for value in values.values():
             if value is not None:
-                _draw_point(axes.hlines, row, value, looks[layout])
+                lines.draw_point(axes.hlines, row, value, looks[layout])
                 axes.plot(value.median, row, **looks[layout].marks, label=style.model_name(layout))
     axes.set_yticks(range(len(series)), [style.model_name(layout) for layout in series])
     axes.set_ylim(len(series) - 0.5, -0.5)
@@ -199,56 +184,7 @@ def _prompt_panel(axes: Axes, series: dict[str, Values]) -> None:
     axes.set_xlabel(f"time for {lengths[0]:,} tokens ({name})")
 
 
-def _draw_all(axes: Axes, series: dict[str, Values]) -> None:
-    """A line for each model; a cross at the foot of the panel where it ran out of memory, models one above the
-    other."""
-    level, looks = 0.05, style.looks(series)
-    for layout, values in series.items():
-        look, name = looks[layout], style.model_name(layout)
-        drawn = {tokens: value for tokens, value in values.items() if value is not None}
-        for tokens, value in drawn.items():
-            _draw_point(axes.vlines, tokens, value, look)
-        axes.plot(list(drawn), [value.median for value in drawn.values()], **look.marks, label=name, zorder=3)
-        if failed := [tokens for tokens, value in values.items() if value is None]:
-            mark = {"color": look.color, "marker": "x", "markeredgewidth": 1.6, "linestyle": "none"}
-            foot = axes.get_xaxis_transform()
-            axes.plot(failed, [level] * len(failed), **mark, transform=foot, label=f"{name}, {OUT_OF_MEMORY}")
-            level += 0.07
-
-
-def _draw_point(lines: Callable, at: float, value: Spread, look: style.Look) -> None:
-    lines(at, value.low, value.high, color=look.color, linewidth=1.1, alpha=0.75)
-
-
-def _draw_published(axes: Axes, points: dict[int, float], layout: str) -> None:
-    if points:
-        name = f"{style.model_name(layout)}, {published.MARK}"
-        axes.plot(list(points), list(points.values()), **style.LAYOUTS[layout].hollow, label=name, zorder=2.5)
-
-
-def _scaled(spread: Spread | None, scale: float) -> Spread | None:
-    if spread is None:
-        return None
-    return replace(spread, median=spread.median * scale, low=spread.low * scale, high=spread.high * scale)
-
-
-def _checked(series: dict[str, Values], frame: pd.DataFrame, column: str) -> dict[str, Values]:
-    if not any(value for values in series.values() for value in values.values()):
-        raise UserError(f"{frame.attrs.get('path', 'data')}: no value of {column}; every point ran out of memory")
-    return series
-
-
-def _tokens(series: dict[str, Values]) -> set[int]:
-    return {tokens for values in series.values() for tokens in values}
-
-
 def _finish(figure: Figure, series: dict[str, Values], subject: Subject) -> None:
     """One legend for all panels, above them, and what was measured, below."""
-    looks = style.looks(series)
-    handles = [Line2D([], [], **look.marks, label=style.model_name(layout)) for layout, look in looks.items()]
-    handles.append(Line2D([], [], **style.Look(style.MUTED, "o").hollow, label=published.MARK))
-    if any(value is None for values in series.values() for value in values.values()):
-        cross = {"marker": "x", "markeredgewidth": 1.6, "linestyle": "none"}
-        handles.append(Line2D([], [], color=style.MUTED, **cross, label=OUT_OF_MEMORY))
-    style.legend(figure, handles)
+    style.legend(figure, lines.handles(series, failed=lines.has_failures(series)))
     style.note(figure, subject.words)

@@ -152,11 +152,10 @@ def unit(largest: float, names: dict[float, str]) -> tuple[float, str]:
     return size, names[size]
 
 
-def legend(figure: Figure, handles: list[Line2D]) -> None:
-    """A legend above all panels, which covers no data."""
-    figure.legend(
-        handles=handles, loc="outside upper left", ncols=len(handles), columnspacing=1.4, handletextpad=0.5
-    )
+def legend(figure: Figure, handles: list[Line2D], columns: int | None = None) -> None:
+    """A legend above all panels, which covers no data; in one row if nothing else is said."""
+    spacing = {"columnspacing": 1.4, "handletextpad": 0.5}
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns or len(handles), **spacing)
 
 
 def note(figure: Figure, text: str) -> None:
