@@ -10,12 +10,18 @@ configfile: "params.yaml"
 
 
 include: "workflow/rules/common.smk"
-include: "workflow/rules/data.smk"
-include: "workflow/rules/teacher.smk"
-include: "workflow/rules/cache.smk"
-include: "workflow/rules/hybrid.smk"
-include: "workflow/rules/distill.smk"
-include: "workflow/rules/evaluate.smk"
+
+
+if PRESET.trains:
+
+    include: "workflow/rules/data.smk"
+    include: "workflow/rules/teacher.smk"
+    include: "workflow/rules/cache.smk"
+    include: "workflow/rules/hybrid.smk"
+    include: "workflow/rules/distill.smk"
+    include: "workflow/rules/evaluate.smk"
+
+
 include: "workflow/rules/profile.smk"
 include: "workflow/rules/collect.smk"
 include: "workflow/rules/render.smk"
@@ -62,7 +68,7 @@ rule table_divergences:
         rendered_table("divergences"),
 
 
-if PRESET.ablation.grid:
+if "grid" in TABLES:
 
     rule table_grid:
         input:

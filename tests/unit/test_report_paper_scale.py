@@ -9,14 +9,18 @@ from pathlib import Path
 import numpy as np
 import paper_profile
 import pytest
+import yaml
 from report_data import profiled, report, write_profile
+from test_config import RANDOM
 from test_report_figures import line, panel
 
+from matvlm.config import load_config
 from matvlm.errors import UserError
 from matvlm.report import claims, figures, measured, page, published, tables, writers
 from matvlm.report.columns import PROFILE_FIGURES, PROFILE_MARKS, PROFILE_MEASURED
 from matvlm.report.figures import style
 from matvlm.report.read import read_profile
+from matvlm.report.settings import Report
 
 ROOT = Path(__file__).parents[2]
 ONE, OWN = "All models in one runtime", "Each model in its own runtime, as the paper measured"
@@ -315,3 +319,13 @@ def test_the_page_of_a_preset_that_trains_nothing(profile, tmp_path):
     assert "magnitudes cannot" not in text
     assert "<dt>Seeds</dt>" not in text
     assert OWN in text
+
+
+def test_the_scale_is_that_of_the_model_and_not_of_a_name():
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    settings = Report.of(load_config(params | {"preset": "paper-profile"}))
+    assert settings.at_paper_scale
+    assert (settings.depth, settings.ablation, settings.tasks) == (32, None, ())
+    assert not Report.of(load_config(params)).at_paper_scale
+    small = params | {"preset": "paper-profile", "presets": {"paper-profile": yaml.safe_load(RANDOM)}}
+    assert not Report.of(load_config(small)).at_paper_scale

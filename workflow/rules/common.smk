@@ -5,13 +5,14 @@
 
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
 import yaml
 from snakemake.utils import update_config
 
-from matvlm.config import ConfigError, EmbeddedData, EmbeddedTeacher, load_config
+from matvlm.config import ConfigError, CheckpointTeacher, LlavaData, load_config
 from matvlm.experiments import AXES, all_cells, base_cell, evaluation_batches
 from matvlm.report.settings import Report
 from matvlm.source import code_hash
@@ -29,8 +30,8 @@ def load(data):
     except ConfigError as error:
         stop(f"params.yaml: {error}")
     name, active = whole.preset, whole.active
-    for part, kind in (("data", EmbeddedData), ("teacher", EmbeddedTeacher)):
-        if not isinstance(getattr(active, part), kind):
+    for part, kind in (("data", LlavaData), ("teacher", CheckpointTeacher)):
+        if isinstance(getattr(active, part), kind):
             stop(
                 f"params.yaml: presets.{name}.{part}.source: {getattr(active, part).source} is not supported yet"
             )
@@ -82,13 +83,26 @@ def folder(record):
 # Snakemake is content with a result that is there, though what it was made from is not, as in a clone, which has the
 # committed results and no runs. So whatever a target shows, it also asks for the runs that this comes from.
 def rendered_table(name):
+    if name not in TABLES:
+        return not_here
     shown = multiext(f"<results>/tables/{name}", ".md", ".tex", ".html")
     return [*shown, *runs_behind(*table_data(name).values())]
 
 
 def rendered_figure(name):
+    if name not in FIGURES:
+        return not_here
     shown = multiext(f"<results>/figures/{name}", ".svg", ".png")
     return [*shown, *runs_behind(FIGURES[name])]
+
+
+def not_here(wildcards):
+    """The input of a target that the preset has no sections for."""
+    targets = ["all", "profile", "table_speed", "figure_speed", "figure_memory"]
+    stop(
+        f"params.yaml: presets.{CONFIG.preset}.teacher.source: {PRESET.teacher.source} has no training or evaluation;"
+        f" allowed targets: {', '.join([*targets, 'claims', 'page'])}"
+    )
 
 
 def runs_behind(*tables):
@@ -112,9 +126,11 @@ def student_files(kind, name, cells):
 
 def collected_files(kind, cells):
     """What one kind of CSV file is collected from, for these cells."""
+    profiles = [f"<run>/profile/{subject}.json" for subject in SUBJECTS]
+    if not PRESET.trains:
+        return {"profile": profiles, "runs": profiles}[kind]
     results = ["<run>/eval/teacher/results.json"]
     results += student_files("eval/student", "results.json", cells)
-    profiles = [f"<run>/profile/{subject}.json" for subject in SUBJECTS]
     records = student_files("distill", "provenance.json", cells)
     return {
         "eval": results,
@@ -139,29 +155,38 @@ update_config(config, OVERRIDES)
 CONFIG = load(config)
 PRESET = CONFIG.active
 REPORT = Report.of(CONFIG, OVERRIDES)
-CELLS = all_cells(PRESET, CONFIG.base)
 SUBJECTS = ["teacher", *PRESET.profile.layouts]
-TABLE_CELLS = {
-    "main": [base_cell(CONFIG.base)],
-    **{axis: REPORT.cells(axis) for axis in AXES},
-    **({"grid": REPORT.grid_cells} if PRESET.ablation.grid else {}),
-}
-TABLES = (*TABLE_CELLS, "speed")
 FIGURES = {
     "speed": "<results>/data/profile.csv",
     "memory": "<results>/data/profile.csv",
-    "convergence": "<run>/collected/inits/train.csv",
-    "ablations": "<results>/data/eval.csv",
-    "radar": "<run>/collected/ratios/eval.csv",
 }
-SPLITS = ["distill", "val", "test"] + ["train"] * (PRESET.teacher.source == "train")
+# A preset whose weights are random has no data, cells or scores: it only measures.
+if PRESET.trains:
+    CELLS = all_cells(PRESET, CONFIG.base)
+    TABLE_CELLS = {
+        "main": [base_cell(CONFIG.base)],
+        **{axis: REPORT.cells(axis) for axis in AXES},
+        **({"grid": REPORT.grid_cells} if PRESET.ablation.grid else {}),
+    }
+    FIGURES |= {
+        "convergence": "<run>/collected/inits/train.csv",
+        "ablations": "<results>/data/eval.csv",
+        "radar": "<run>/collected/ratios/eval.csv",
+    }
+    SPLITS = ["distill", "val", "test"]
+    SPLITS += ["train"] * (PRESET.teacher.source == "train")
+    CACHED = PRESET.cache.mode != "online"
+    SEEDS = PRESET.ablation.seeds
+else:
+    CELLS, TABLE_CELLS, SPLITS, SEEDS = [], {}, [], []
+TABLES = (*TABLE_CELLS, "speed")
+KINDS = ["eval", "train"] * PRESET.trains + ["profile", "runs"]
 EVERYTHING = [
     "<results>/index.html",
     "<results>/metrics.json",
     "<results>/data/runs.csv",
     *collected_files("runs", CELLS),
 ]
-CACHED = PRESET.cache.mode != "online"
 
 
 pathvars:
@@ -172,12 +197,12 @@ pathvars:
 
 
 wildcard_constraints:
-    split=one_of(PRESET.data.splits),
+    split=one_of(PRESET.data.splits if PRESET.trains else []),
     init=one_of(cell.init for cell in CELLS),
     layout=one_of(cell.layout for cell in CELLS),
     loss=one_of(cell.loss for cell in CELLS),
     divergence=one_of(cell.divergence for cell in CELLS),
-    seed=one_of(PRESET.ablation.seeds),
+    seed=one_of(SEEDS),
     table=one_of(TABLES),
     figure=one_of(FIGURES),
-    kind="eval|train|profile|runs",
+    kind=one_of(KINDS),

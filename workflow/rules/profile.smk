@@ -1,6 +1,6 @@
 rule profile:
     input:
-        teacher="<run>/teacher/provenance.json",
+        teacher="<run>/teacher/provenance.json" if PRESET.trains else [],
     output:
         [f"<run>/profile/{subject}.json" for subject in SUBJECTS],
     log:
@@ -11,16 +11,21 @@ rule profile:
         "../../envs/cpu.yaml"
     # It uses one core, but must not share the machine: locally it takes all cores, in Slurm a node of its own.
     threads: workflow.cores if workflow.local_exec else 1
+    # Random weights are for large models, which take memory to be built and time to be measured.
     resources:
-        mem_mb=growing(4000),
-        runtime=growing(60),
+        mem_mb=growing(4000 if PRESET.trains else 32000),
+        runtime=growing(60 if PRESET.trains else 180),
         gpus=PRESET.gpus.profile,
         slurm_extra=" ".join(filter(None, ["--exclusive", CONFIG.slurm.extra])),
     params:
         settings=PRESET.profile.model_dump_json(),
-        teacher=subpath(input.teacher, parent=True),
+        model=lambda w, input: (
+            f"--teacher {folder(input.teacher)}"
+            if PRESET.trains
+            else f"--architecture {shlex.quote(PRESET.teacher.model_dump_json())}"
+        ),
         out=subpath(output[0], parent=True),
         code=code_hash("matvlm.profiling.run"),
     shell:
         "workflow/scripts/logged {log} python -m matvlm.profiling.run"
-        " --settings {params.settings:q} --teacher {params.teacher} --out {params.out}"
+        " --settings {params.settings:q} {params.model} --out {params.out}"

@@ -59,9 +59,7 @@ rule render_figure:
 
 rule render_claims:
     input:
-        evaluations="<results>/data/eval.csv",
-        train="<results>/data/train.csv",
-        profile="<results>/data/profile.csv",
+        **{kind: f"<results>/data/{kind}.csv" for kind in KINDS if kind != "runs"},
     output:
         report(
             multiext("<results>/claims", ".md", ".csv"),
@@ -80,12 +78,14 @@ rule render_claims:
         runtime=growing(5),
     params:
         settings=REPORT.model_dump_json(),
+        data=lambda w, input: " ".join(
+            f"--{name} {path}" for name, path in input.items()
+        ),
         out=subpath(output[0], strip_suffix=".md"),
         code=code_hash("matvlm.report.render"),
     shell:
         "workflow/scripts/logged {log} python -m matvlm.report.render claims"
-        " --settings {params.settings:q} --eval {input.evaluations} --train {input.train}"
-        " --profile {input.profile} --out {params.out}"
+        " --settings {params.settings:q} {params.data} --out {params.out}"
 
 
 rule render_page:
@@ -93,9 +93,7 @@ rule render_page:
         claims="<results>/claims.csv",
         tables=expand("<results>/tables/{table}.html", table=TABLES),
         figures=expand("<results>/figures/{figure}.svg", figure=FIGURES),
-        data=expand(
-            "<results>/data/{kind}.csv", kind=["eval", "train", "profile", "runs"]
-        ),
+        data=expand("<results>/data/{kind}.csv", kind=KINDS),
     output:
         report(
             "<results>/index.html",
@@ -123,7 +121,7 @@ rule render_page:
 
 rule summarise_metrics:
     input:
-        "<results>/data/eval.csv",
+        f"<results>/data/{'eval' if PRESET.trains else 'profile'}.csv",
     output:
         "<results>/metrics.json",
     log:
@@ -137,6 +135,7 @@ rule summarise_metrics:
         mem_mb=growing(1000),
         runtime=growing(5),
     params:
+        kind="eval" if PRESET.trains else "profile",
         code=code_hash("matvlm.report.metrics"),
     shell:
-        "workflow/scripts/logged {log} python -m matvlm.report.metrics --eval {input} --out {output}"
+        "workflow/scripts/logged {log} python -m matvlm.report.metrics --{params.kind} {input} --out {output}"
