@@ -6,11 +6,12 @@ scan, gate and norm. Importing this module needs triton.
 What it costs, per token, with w bytes an element, H heads and K key-value heads of p channels:
 
 - the floor: ``projected`` read and the output written once, ``w ((3 H + 2 K) p + H)`` bytes, and the recurrence,
-  ``5 H p^2`` FLOPs (decay, update, output). Phi-2 (H = K = 32, p = 80, bf16): 30.8 kB and 1.0 MFLOP, which at 8192
-  tokens takes an H100 (3.35 TB/s) 0.075 ms;
-- here: ``w (3 H + 6 K) p + 18 w H`` bytes by channel and ``(8 + 2 w) H p^2 / CHUNK`` by states between chunks, and
-  ``4 H p CHUNK + 4 H p^2`` FLOPs. Phi-2 with ``CHUNK`` 128: 47 + 19 kB, 0.16 ms at 8192 tokens, less the part that
-  the L2 cache keeps; 2.1 MFLOP, which become 4.2 as tiles pad p = 80 to 128: 0.035 ms at 989 TFLOP/s.
+  ``5 H p^2`` FLOPs (decay, update, output). Phi-2 (H = K = 32, p = 80, bf16): 25.7 kB and 1.0 MFLOP, which the
+  memory of an H100 (3.35 TB/s) takes 0.063 ms for at 8192 tokens;
+- here: ``w (3 H + 6 K) p + (w + 16) H`` bytes by channel and ``(8 + 2 w) H p^2 / CHUNK`` by states between chunks;
+  ``2 H p (CHUNK + OUTPUT_ROWS) + 4 H p^2`` FLOPs in products. Phi-2 with 128 and 64: 47 + 19 kB, 0.16 ms at 8192
+  tokens, less what the L2 cache keeps; 1.8 MFLOP, which become 3.7 as tiles pad p = 80 to 128: 0.030 ms at
+  989 TFLOP/s. The convolutions run outside the tensor cores, on padded tiles too.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# To be tuned on the card; these are for an H100 (228 KB of shared memory and 65536 registers an SM). Steps between
-# two states: more write fewer states and compute more scores. Rows of tiles divide it.
+# To be tuned on the card; these are for an H100 (228 KB of shared memory and 65536 registers an SM). CHUNK is the
+# number of steps between two states: more write fewer states and compute more scores. Rows of tiles divide it.
 CHUNK = 128
-STATE_ROWS, STATE_WARPS, STATE_STAGES = 32, 8, 1
-OUTPUT_ROWS, OUTPUT_WARPS, OUTPUT_STAGES = 64, 8, 2
+STATE_ROWS, STATE_WARPS, STATE_STAGES = 16, 8, 1
+# Two stages would hide the loads of the scores but fill the SM's shared memory with one program.
+OUTPUT_ROWS, OUTPUT_WARPS, OUTPUT_STAGES = 64, 8, 1
+REGISTERS = 128
+"""A thread's limit in 16 bits, so that two programs of 8 warps share an SM; a few values are spilled for it."""
 WIDE_ROWS = (16, 16)
 """Rows of states and outputs in float32, whose exact products run outside the tensor cores, from registers."""
 PASS_TILE, PASS_WARPS, PASS_STAGES = 512, 4, 4
@@ -91,7 +95,9 @@ def fused_mix(
     shape = {"HEADS": heads, "KV_HEADS": kv_heads, "HEAD_DIM": head_dim, "KERNEL": kernel, "CHUNK": CHUNK}
     tile = {"WIDTH": max(16, triton.next_power_of_2(head_dim)), "TAPS": triton.next_power_of_2(kernel)}
     tiles = triton.cdiv(head_dim * head_dim, PASS_TILE)
-    state_rows, output_rows = (STATE_ROWS, OUTPUT_ROWS) if projected.element_size() == 2 else WIDE_ROWS
+    narrow = projected.element_size() == 2
+    state_rows, output_rows = (STATE_ROWS, OUTPUT_ROWS) if narrow else WIDE_ROWS
+    tile["maxnreg"] = REGISTERS if narrow else None
     # Heads come first in a grid: neighbours then read adjacent columns of the same rows.
     with torch.cuda.device_of(projected):  # triton launches on the current device
         _chunk_states[(heads, chunks, batch)](
