@@ -94,9 +94,6 @@ def test_sections_that_it_cannot_have_are_refused(checkout):
     assert line.startswith(f"error: params.yaml: presets.{PRESET}.cache: a teacher whose source is random")
 
 
-@pytest.mark.xfail(
-    "--architecture" not in RUN.read_text(encoding="utf-8"), reason="profiling takes no architecture", strict=True
-)
 def test_a_miniature_runs_on_a_cpu(checkout):
     done = snakemake(checkout, "all", preset=PRESET, settings=SMALL)
     assert done.returncode == 0, done.stdout[-5000:]
