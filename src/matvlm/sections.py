@@ -283,6 +283,14 @@ class Distillation(Optimisation):
     """Conversations of the validation split that the validation losses are measured on, the first ones."""
     reduction: Literal["token", "release"] = "token"
     """token: means over tokens. release: the release's sums and norms (see docs/method.md)."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """tf32: float32 with TensorFloat-32 matrix products on a GPU. bfloat16: bfloat16 weights, with float32 copies
+    of those that are trained."""
+    gradient_checkpointing: Flag = False
+    """Compute a layer's activations a second time in the backward pass instead of keeping them: less memory, about
+    a quarter more time."""
+    head_chunk: PositiveInt = 1024
+    """Positions whose logits are held at a time; changes memory and speed, not results."""
 
 
 class Evaluation(Model):

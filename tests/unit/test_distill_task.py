@@ -11,7 +11,7 @@ from matvlm.data.dataset import load_split
 from matvlm.data.processor import load_processor
 from matvlm.distill import cache as caching
 from matvlm.distill.cache import CacheReader
-from matvlm.distill.forward import teacher_pass
+from matvlm.distill.forward import Needs, teacher_pass
 from matvlm.distill.targets import Cached, Online
 from matvlm.distill.task import DistillTask, Objective, select_trainable
 from matvlm.errors import UserError
@@ -19,6 +19,8 @@ from matvlm.models.folder import load_model
 
 CPU = torch.device("cpu")
 LOSSES = ("prob", "layer", "ce")
+EVERY = Needs(points=(0, 1, 2, 3, 4), scores=True)
+"""All that there is of the small teacher, which has four layers."""
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def test_states_are_the_residual_stream_before_the_final_norm(small, data):
     """The last layer's target too: through the final norm and the head it gives the teacher's logits."""
     teacher = load_model(small / "teacher")
     batch = data.batch([0, 1, 2])
-    passed = teacher_pass(teacher, batch)
+    passed = teacher_pass(teacher, batch, EVERY)
     with torch.no_grad():
         stock = teacher(
             input_ids=batch["input_ids"],
@@ -74,19 +76,20 @@ def test_states_are_the_residual_stream_before_the_final_norm(small, data):
             pixel_values=batch["pixel_values"],
             output_hidden_states=True,
         )
-        head = teacher.lm_head(teacher.model.language_model.final_layernorm(passed.states[-1]))
+        head = teacher.lm_head(teacher.model.language_model.final_layernorm(passed.states[4]))
+        logits = teacher.lm_head(passed.hidden)
     real = batch["attention_mask"].bool()
-    torch.testing.assert_close(passed.logits[real], stock.logits[real], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits[real], stock.logits[real], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(head[real], stock.logits[real], rtol=1e-4, atol=1e-5)
-    for ours, theirs in zip(passed.states[:-1], stock.hidden_states[:-1], strict=True):
-        torch.testing.assert_close(ours[real], theirs[real], rtol=1e-4, atol=1e-5)
+    for point, theirs in enumerate(stock.hidden_states[:-1]):
+        torch.testing.assert_close(passed.states[point][real], theirs[real], rtol=1e-4, atol=1e-5)
 
 
 def test_layer_loss_is_the_distance_from_the_teachers_layer_fed_the_teachers_state(small, data):
     task = make_task(small, data, loss="layer", init="attention-end-50")
     batch = data.batch([0, 1])
     teacher = load_model(small / "teacher")
-    states = teacher_pass(teacher, batch).states
+    states = teacher_pass(teacher, batch, EVERY).states
     layers = task.model.config.text_config.mamba_layers
     assert layers == [2, 3]  # the last layer is among them
     real = batch["attention_mask"].bool()
@@ -187,7 +190,7 @@ def test_release_reduction_of_the_layer_loss(small, data, kind, parts):
     text, teacher = task.model.model.language_model, load_model(small / "teacher")
     expected = 0.0
     for rows in np.array_split(np.arange(4), parts):
-        states = teacher_pass(teacher, data.batch(rows)).states
+        states = teacher_pass(teacher, data.batch(rows), EVERY).states
         for index in (2, 3):
             with torch.no_grad():
                 ours, theirs = text.layers[index](states[index]), states[index + 1]
