@@ -12,8 +12,9 @@ from matvlm.data.processor import load_processor
 from matvlm.distill import cache as caching
 from matvlm.distill.cache import CacheReader
 from matvlm.distill.forward import Needs, teacher_pass
-from matvlm.distill.targets import Cached, Online
+from matvlm.distill.targets import Cached, Online, Tower
 from matvlm.distill.task import DistillTask, Objective, select_trainable
+from matvlm.distill.trunk import load_teacher
 from matvlm.errors import UserError
 from matvlm.models.folder import load_model
 
@@ -251,3 +252,63 @@ def test_every_divergence_trains(small, data, divergence, reduction):
     _, _, gradient = losses_of(task, [0, 1])
     assert all(torch.isfinite(g).all() for g in gradient.values())
     assert any(g.abs().max() > 0 for g in gradient.values())
+
+
+def test_what_a_loss_does_not_need_is_not_computed(small, data):
+    """The teacher's layers up to the last that is compared; no teacher for the answers, no head for the layers."""
+    ran = []
+    for loss, init in (("ce", "attention-even-50"), ("layer", "attention-even-50"), ("prob", "attention-even-50")):
+        task = make_task(small, data, loss=loss, init=init)
+        if loss == "ce":
+            task.source = Tower(task.model)
+        else:
+            teacher = task.source.model
+            watched = {"teacher's head": teacher.lm_head} | {
+                f"teacher {i}": layer for i, layer in enumerate(teacher.model.language_model.layers)
+            }
+            for name, module in watched.items():
+                module.register_forward_hook(lambda *_, name=name: ran.append(name))
+        task.model.lm_head.register_forward_hook(lambda *_: ran.append("student's head"))
+        task.model.model.language_model.register_forward_hook(lambda *_: ran.append("student"))
+        ran.clear()
+        batch = task.batch(np.array([0, 1]), 0)
+        assert not ran  # nothing of it ahead of time
+        task.losses(batch, task.counts(batch))
+        expected = {
+            "ce": ["student", "student's head"],
+            "layer": ["teacher 0", "teacher 1", "teacher 2"],
+            "prob": [*(f"teacher {i}" for i in range(4)), "student", "student's head", "teacher's head"],
+        }
+        assert ran == expected[loss]
+
+
+@pytest.mark.parametrize("loss", ["prob", "ce"])
+def test_the_head_sees_the_positions_that_the_loss_uses(small, data, loss):
+    task = make_task(small, data, loss=loss, head_chunk=50)
+    seen = []
+    task.model.lm_head.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))
+    batch = task.batch(np.array([0, 1, 2]), 0)
+    counts = task.counts(batch)
+    task.losses(batch, counts)
+    assert sum(seen) == counts["tokens" if loss == "prob" else "answers"]
+    assert max(seen) <= 50
+    assert sum(seen) < batch["input_ids"].numel()
+
+
+def test_no_teacher_serves_a_loss_that_needs_one(small, data):
+    task = make_task(small, data, Tower(load_model(small / "teacher")), loss="layer")
+    with pytest.raises(ValueError, match="need a teacher"):
+        task.batch(np.array([0]), 0)
+
+
+@pytest.mark.parametrize("loss", ["prob+layer+ce", "layer"])
+def test_neither_one_trunk_nor_checkpointing_changes_anything(small, data, loss):
+    expected = losses_of(make_task(small, data, loss=loss), [0, 1, 2])
+    task = make_task(small, data, loss=loss, gradient_checkpointing=True)
+    task.source = Online(load_teacher(small / "teacher", task.model))
+    found = losses_of(task, [0, 1, 2])
+    assert found[0] == pytest.approx(expected[0], rel=1e-6)
+    assert distance(found[2], expected[2]) < 1e-6
+    assert all(layer.gradient_checkpointing for layer in task.model.model.language_model.layers)
+    embedding = task.model.get_input_embeddings()
+    assert not embedding._forward_hooks  # nothing asks for gradients of the embeddings
