@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import prompt
+from torch import nn
+from transformers.activations import ACT2FN
 
 from matvlm.distill.task import select_trainable
 from matvlm.distill.trunk import SCAN, load_teacher, place, teacher_of
@@ -66,6 +68,16 @@ def test_a_student_in_bfloat16_has_a_teacher_in_bfloat16(small):
     assert student.model.language_model.rotary_emb.inv_freq.dtype == torch.float32
     with torch.no_grad():
         assert teacher(**prompt(teacher)).logits.isfinite().all()
+
+
+def test_phis_activation_is_one_kernel_and_the_same_function():
+    model = nn.ModuleDict({"mlp": nn.ModuleDict({"activation_fn": ACT2FN["gelu_new"]}), "other": nn.ReLU()})
+    x = torch.linspace(-9, 9, 101, dtype=torch.float64)
+    before = model["mlp"]["activation_fn"](x)
+    place(model, CPU, torch.float32)
+    torch.testing.assert_close(model["mlp"]["activation_fn"](x), before)
+    assert type(model["mlp"]["activation_fn"]) is type(ACT2FN["gelu_pytorch_tanh"])
+    assert isinstance(model["other"], nn.ReLU)
 
 
 def test_a_head_that_is_tied_to_the_embedding(small):

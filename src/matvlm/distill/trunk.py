@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers.activations import ACT2FN, NewGELUActivation
 
 from matvlm.errors import UserError
 from matvlm.models.folder import check_folder, read_config, stored_tensors
@@ -23,11 +24,22 @@ SCAN = ("A_log", "dt_bias", "D")
 
 
 def place(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Move a model to ``device``, its weights as ``dtype`` but for those of `SCAN`, one by one; returns it."""
+    """Move a model to ``device``, its weights as ``dtype`` but for those of `SCAN`, one by one; returns it, with
+    `fuse_activations` done."""
     for name, weight in model.named_parameters():
         kept = torch.float32 if name.rpartition(".")[2] in SCAN else dtype
         weight.data = weight.data.to(device, kept)
+    fuse_activations(model)
     return model.to(device)  # buffers, in their own type
+
+
+def fuse_activations(model: nn.Module) -> None:
+    """Phi-2's ``gelu_new`` is eight operations in the library, of which most keep what they read for the backward
+    pass. torch has the same function as one."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, ACT2FN["gelu_pytorch_tanh"])
 
 
 def load_teacher(folder: Path, student: LlavaForConditionalGeneration) -> LlavaForConditionalGeneration:
@@ -59,7 +71,9 @@ def teacher_of(
 
 def _blank(config: LlavaConfig) -> LlavaForConditionalGeneration:
     with torch.device("meta"):
-        return new_model(config)
+        model = new_model(config)
+    fuse_activations(model)
+    return model
 
 
 def _fill(
