@@ -135,9 +135,9 @@ def test_a_run_goes_on_with_less_memory(small, tmp_path, capsys, changes, resume
     assert ("resumed at step 5" in capsys.readouterr().err) == resumes
 
 
-def test_a_run_in_bfloat16(small, tmp_path):
+@pytest.mark.parametrize("options", [{}, {"cache": None, "cache_settings": None}], ids=["cached", "online"])
+def test_a_run_in_bfloat16(small, cache, tmp_path, options):
     """Its losses are those in float32 as far as bfloat16 tells, and what it writes is bfloat16."""
-    options = {"cache": None, "cache_settings": None}
     for precision in ("float32", "bfloat16"):
         settings = {"precision": precision, "gradient_checkpointing": precision == "bfloat16"}
         assert run.main(arguments(small, tmp_path / precision, **options, settings=settings)) == 0
