@@ -49,10 +49,10 @@ def test_the_stand_in_computes_the_releases_losses(bench, monkeypatch, layout):
         gradients = {n: w.grad.clone() for n, w in release.model.named_parameters() if w.grad is not None}
         results.append(({name: float(value.detach()) for name, value in named.items()}, gradients))
     (losses, gradients), (expected, theirs) = results
-    assert losses == pytest.approx(expected, rel=1e-5)
+    assert losses == pytest.approx(expected, rel=1e-4)
     assert gradients.keys() == theirs.keys()
     difference = sum(float((gradients[name] - theirs[name]).square().sum()) for name in theirs)
-    assert difference < 1e-8 * sum(float(g.square().sum()) for g in theirs.values())
+    assert difference < 1e-7 * sum(float(g.square().sum()) for g in theirs.values())
 
 
 @pytest.mark.parametrize("variant", ["ours", "release"])

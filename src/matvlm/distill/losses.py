@@ -150,9 +150,8 @@ def answer_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Args:
         logits: (b, l, v). labels: (b, l), -100 where there is no label; labels[:, t] is predicted at t - 1.
     """
-    return F.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum"
-    )
+    flat = logits[:, :-1].flatten(0, 1)
+    return F.cross_entropy(flat.to(wide(flat)), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum")
 
 
 def wide(tensor: Tensor) -> torch.dtype:

@@ -84,6 +84,7 @@ def main(argv: list[str] | None = None) -> None:
         "val_hash": provenance.data_hash(args.val),
         **cell,
     }
+    decisive = configuration | {"distill": _decisive(settings)} | _inputs(args)
     print(f"gradient norms at the start: {', '.join(f'{k} {v:.3g}' for k, v in norms.items())}", file=sys.stderr)
     with room(title, settings):
         log = train(
@@ -91,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
             settings,
             order,
             seed=args.seed,
-            state=args.state / provenance.settings_hash(_decisive(configuration) | _inputs(args)),
+            state=args.state / provenance.settings_hash(decisive),
             title=title,
             tensorboard=args.tensorboard,
             cost=cost,
@@ -136,14 +137,13 @@ def _check_start(folder: Path, cell: dict[str, object], teacher: Path) -> None:
         raise UserError(f"{folder}: was made of the teacher {made_of}, but --teacher {teacher} is {given}")
 
 
-def _decisive(configuration: dict) -> dict:
-    """What of the configuration a run's results depend on, by more than rounding and the draws of dropout: a run
-    that stopped for want of memory goes on where it was with a smaller micro-batch."""
-    settings = configuration["distill"]
+def _decisive(settings: config.Distillation) -> dict:
+    """What of the settings a run's results depend on, by more than rounding and the draws of dropout: a run that
+    stopped for want of memory goes on where it was with a smaller micro-batch."""
     how = {"gradient_checkpointing", "head_chunk"}
-    if settings["reduction"] == "token":  # the release's losses are norms and means of each micro-batch
+    if settings.reduction == "token":  # the release's losses are norms and means of each micro-batch
         how.add("micro_batch_size")
-    return configuration | {"distill": {key: value for key, value in settings.items() if key not in how}}
+    return settings.model_dump(mode="json", exclude=how)
 
 
 def _inputs(args: argparse.Namespace) -> dict[str, str]:
