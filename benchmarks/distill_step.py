@@ -38,7 +38,7 @@ from transformers import LlavaConfig, PhiConfig, SiglipVisionConfig
 from matvlm import plan, provenance
 from matvlm.config import Distillation
 from matvlm.distill.targets import Online
-from matvlm.distill.task import DistillTask, Objective, select_trainable
+from matvlm.distill.task import DistillTask, Objective, compile_layers, select_trainable
 from matvlm.distill.trunk import place, teacher_of
 from matvlm.errors import UserError, one_line
 from matvlm.models.initialise import build_student, student_config
@@ -54,7 +54,7 @@ START = 8
 PEAKS = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bfloat16 FLOP/s by the vendor's data sheets; the first name that a device's contains."""
 MEASURED = ("variant", "gpus", "micro_batch", "repeat", "tokens_per_s", "peak_memory_bytes", "mfu")
-SETTING = ("architecture", "layout", "batch", "sequence", "gradient_checkpointing", "steps")
+SETTING = ("architecture", "layout", "batch", "sequence", "gradient_checkpointing", "compile", "steps")
 ORIGIN = ("commit", "dirty", "torch", "transformers", "mamba_ssm", "causal_conv1d", "device", "kernel_path")
 TINY = (
     {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 8, "num_attention_heads": 4},
@@ -144,9 +144,13 @@ def make(
         validation_rows=1,
         precision="bfloat16",
         gradient_checkpointing=args.gradient_checkpointing,
+        compile=args.compile,
     )
     place(student, device, torch.bfloat16)
-    online = Online(teacher_of(student, config, teacher.named_parameters()))
+    view = teacher_of(student, config, teacher.named_parameters())
+    if args.compile:
+        compile_layers(view.model.language_model)
+    online = Online(view)
     return DistillTask(student, data, online, Objective.of(LOSS, "kl", settings), (data, online))
 
 
@@ -240,6 +244,7 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"{variant} at micro-batch {size} ended with status {done.returncode}")
         found = dict.fromkeys(MEASURED, "") | json.loads(done.stdout.splitlines()[-1])
         found |= {"variant": variant, "gpus": gpus, "micro_batch": size, "repeat": repeat}
+        setting["compile"] = args.compile and variant == "ours"
         rows.append(found | setting | {name: origin[name] for name in ORIGIN})
         print({name: found[name] for name in MEASURED}, file=sys.stderr)
         write(rows, args.out)
@@ -261,6 +266,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--gradient-checkpointing", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--compile", action="store_true", help="compile our layers and divergence")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/distill_step.csv"))
     parser.add_argument("--one", nargs=2, metavar=("VARIANT", "MICRO_BATCH"), help=argparse.SUPPRESS)

@@ -289,6 +289,9 @@ class Distillation(Optimisation):
     gradient_checkpointing: Flag = False
     """Compute a layer's activations a second time in the backward pass instead of keeping them: less memory, about
     a quarter more time."""
+    compile: Flag = False
+    """Compile attention layers and divergence by torch.compile: faster on a GPU after a minute, slower for few
+    steps."""
     head_chunk: PositiveInt = 1024
     """Positions whose logits are held at a time; changes memory and speed, not results."""
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from matvlm.config import Distillation
 from matvlm.data.dataset import load_split
@@ -13,7 +16,7 @@ from matvlm.distill import cache as caching
 from matvlm.distill.cache import CacheReader
 from matvlm.distill.forward import Needs, teacher_pass
 from matvlm.distill.targets import Cached, Online, Tower
-from matvlm.distill.task import DistillTask, Objective, select_trainable
+from matvlm.distill.task import DistillTask, Objective, compile_layers, select_trainable
 from matvlm.distill.trunk import load_teacher
 from matvlm.errors import UserError
 from matvlm.models.folder import load_model
@@ -312,3 +315,23 @@ def test_neither_one_trunk_nor_checkpointing_changes_anything(small, data, loss)
     assert all(layer.gradient_checkpointing for layer in task.model.model.language_model.layers)
     embedding = task.model.get_input_embeddings()
     assert not embedding._forward_hooks  # nothing asks for gradients of the embeddings
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_layers_are_the_same_function(small, data, monkeypatch, checkpointing):
+    """Dynamo traces them, all into one graph a model and mode; what a compiler makes of that is its own affair."""
+    expected = losses_of(make_task(small, data), [0, 1, 2])
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    task = make_task(small, data, compile=True, gradient_checkpointing=checkpointing)
+    task.source = Online(load_teacher(small / "teacher", task.model))
+    compile_layers(task.source.model.model.language_model)
+    graphs = []
+    for _ in range(2):
+        found = losses_of(task, [0, 1, 2])
+        assert found[0] == pytest.approx(expected[0], rel=1e-5)
+        assert distance(found[2], expected[2]) < 1e-5
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert 0 < graphs[0] == graphs[1] <= 4  # of two models' layers, and of the divergence
+    assert not counters["graph_break"]

@@ -22,7 +22,7 @@ from matvlm.data.processor import load_processor
 from matvlm.distill.cache import CacheReader, fingerprint
 from matvlm.distill.forward import Needs
 from matvlm.distill.targets import Cached, Online, Tower
-from matvlm.distill.task import DistillTask, Objective, select_trainable
+from matvlm.distill.task import DistillTask, Objective, compile_layers, select_trainable
 from matvlm.distill.trunk import load_teacher, place
 from matvlm.errors import UserError, one_line
 from matvlm.models.folder import check_folder, load_model, save_model
@@ -53,6 +53,8 @@ def main(argv: list[str] | None = None) -> None:
         student = place(load_model(args.init_dir), device, dtype)
         trained = select_trainable(student)
         teacher = load_teacher(args.teacher, student)
+        if settings.compile:
+            compile_layers(teacher.model.language_model)
     size = sum(weight.numel() for weight in student.parameters() if weight.requires_grad)
     print(f"training {size:,} weights: {_summary(trained)}", file=sys.stderr)
 
@@ -140,7 +142,7 @@ def _check_start(folder: Path, cell: dict[str, object], teacher: Path) -> None:
 def _decisive(settings: config.Distillation) -> dict:
     """What of the settings a run's results depend on, by more than rounding and the draws of dropout: a run that
     stopped for want of memory goes on where it was with a smaller micro-batch."""
-    how = {"gradient_checkpointing", "head_chunk"}
+    how = {"gradient_checkpointing", "head_chunk", "compile"}
     if settings.reduction == "token":  # the release's losses are norms and means of each micro-batch
         how.add("micro_batch_size")
     return settings.model_dump(mode="json", exclude=how)

@@ -22,6 +22,7 @@ from matvlm.distill.head import head_sums
 from matvlm.distill.targets import Online, Source, Targets
 from matvlm.errors import UserError
 from matvlm.models.forward import embed, language_pass
+from matvlm.models.hybrid_phi import HybridPhiMambaLayer
 
 VALIDATION_BATCH = 16
 
@@ -64,6 +65,14 @@ def select_trainable(student: LlavaForConditionalGeneration) -> list[str]:
     return sorted(name for name, weight in student.named_parameters() if weight.requires_grad)
 
 
+def compile_layers(text: nn.Module) -> None:
+    """Compile what a language model's attention layers compute, but not their calls: hooks and gradient
+    checkpoints stay outside, so that all layers share one graph. Mixers have kernels of their own."""
+    for layer in text.layers:
+        if not isinstance(layer, HybridPhiMambaLayer):
+            layer.forward = torch.compile(layer.forward)
+
+
 class DistillTask:
     """See `matvlm.training.loop.Task`.
 
@@ -86,8 +95,12 @@ class DistillTask:
         self.layers = student.config.text_config.mamba_layers
         self.needs = objective.needs(self.layers)
         settings = objective.settings
+        self.divergence = losses.release_prob if settings.reduction == "release" else losses.prob_divergence
+        text = student.model.language_model
+        if settings.compile:
+            compile_layers(text)
+            self.divergence = torch.compile(self.divergence)
         if settings.gradient_checkpointing:
-            text = student.model.language_model
             text.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             text.disable_input_require_grads()  # which it turns on; the embeddings learn nothing
         rows = np.arange(min(len(validation[0]), settings.validation_rows))
@@ -147,8 +160,7 @@ class DistillTask:
         hidden = language_pass(self.model, embeds).flatten(0, 1).index_select(0, index)  # (n, d)
 
         def divergence(logits: Tensor, part: slice) -> Tensor:
-            function = losses.release_prob if release else losses.prob_divergence
-            return function(logits, targets.scores(index[part]), kind, settings.temperature)
+            return self.divergence(logits, targets.scores(index[part]), kind, settings.temperature)
 
         prob, ce = head_sums(
             hidden,
