@@ -5,12 +5,16 @@ upper bounds, as if every conversation had ``max_length`` tokens.
 
 FLOPs of a run (a multiply-add is two) with D positions, of which I are image tokens::
 
-    prob or ce:  (4 W + 2 T + 3 M) D + 6 C I
+    prob or ce:  (4 (W - H) + 2 T + 3 M) D + 4 H P + 6 C I
     layer:       (4 T + 2 F + 2 O + 3 S) D
     online:      (2 W' + M') D + 2 (V + C) I            the teacher's pass
+                 (2 (W' - H) + M') D k + 2 (V + C) I    with L_layer but not L_prob
+                 2 V I                                  with neither
 
-W: weights of the language model's matrix products, head included and embedding not; T: those of the mixers,
-the only ones of W with weight gradients; C: of the connector; F: of the MLPs beside the mixers; O: of the
+W: weights of the language model's matrix products, head included and embedding not; H: of the head, which is
+applied at P positions: those that predict an answer token with L_ce alone (planned for as if all did), all with
+L_prob; k: the share of layers up to the last one replaced; T: weights of the mixers, the only ones of W with
+weight gradients; C: of the connector; F: of the MLPs beside the mixers; O: of the
 mixers' convolutions and output projections; V: of the vision tower; a dash marks the teacher's. A forward
 pass takes two FLOPs a weight, a gradient of activations two, a gradient of weights two. Of a layer by itself
 only O passes gradients of activations on, as nothing before the input projection is trained.
@@ -59,6 +63,7 @@ class Size:
     total: int
     trained: int
     W: int
+    H: int
     T: int
     C: int
     F: int
@@ -81,7 +86,7 @@ def measure(config: LlavaConfig, length: int) -> Size:
     replaced = getattr(text, "mamba_layers", [])
     if replaced:
         select_trainable(model)
-    counts = dict.fromkeys("WTCFOV", 0)
+    counts = dict.fromkeys("WHTCFOV", 0)
     mixed = tuple(f"model.language_model.layers.{index}.mlp." for index in replaced)
     for name, weight in model.named_parameters():
         if weight.ndim < 2 or "embed_tokens" in name:
@@ -92,6 +97,7 @@ def measure(config: LlavaConfig, length: int) -> Size:
             counts["C"] += weight.numel()
         else:
             counts["W"] += weight.numel()
+            counts["H"] += weight.numel() * name.startswith("lm_head.")
             counts["T"] += weight.numel() * (".mamba." in name)
             counts["O"] += weight.numel() * (".mamba.out_proj." in name or ".mamba.conv1d." in name)
             counts["F"] += weight.numel() * name.startswith(mixed)
@@ -107,12 +113,14 @@ def measure(config: LlavaConfig, length: int) -> Size:
     )
 
 
-def distill_flops(size: Size, loss: str, positions: int, images: int) -> int:
-    """FLOPs of training a student on ``positions``, of which ``images`` are image tokens."""
+def distill_flops(size: Size, loss: str, positions: int, images: int, scored: int | None = None) -> int:
+    """FLOPs of training a student on ``positions``, of which ``images`` are image tokens; the head is applied at
+    ``scored`` of them, or at all."""
     terms = set(loss.split("+"))
     flops = 0
     if terms & {"prob", "ce"}:
-        flops += (4 * size.W + 2 * size.T + 3 * size.M) * positions + 6 * size.C * images
+        flops += (4 * (size.W - size.H) + 2 * size.T + 3 * size.M) * positions + 6 * size.C * images
+        flops += 4 * size.H * (positions if scored is None else scored)
     if "layer" in terms:
         flops += (4 * size.T + 2 * size.F + 2 * size.O + 3 * size.S) * positions
     return flops
@@ -121,6 +129,18 @@ def distill_flops(size: Size, loss: str, positions: int, images: int) -> int:
 def forward_flops(teacher: Size, positions: int, images: int) -> int:
     """FLOPs of the teacher's pass."""
     return (2 * teacher.W + teacher.M) * positions + 2 * (teacher.V + teacher.C) * images
+
+
+def online_flops(teacher: Size, loss: str, positions: int, images: int, share: float) -> int:
+    """FLOPs of what ``loss`` needs of a teacher beside the student. ``share``: of its layers, up to the last one
+    replaced."""
+    terms = set(loss.split("+"))
+    if "prob" in terms:
+        return forward_flops(teacher, positions, images)
+    if "layer" not in terms:
+        return 2 * teacher.V * images
+    layers = (2 * (teacher.W - teacher.H) + teacher.M) * positions
+    return round(layers * share) + 2 * (teacher.V + teacher.C) * images
 
 
 def cache_bytes(config: LlavaConfig, settings: Cache, positions: int, conversations: int) -> int:
@@ -181,17 +201,20 @@ def plan(config: Config) -> str:
     positions, images = _positions(preset.distill, length, tokens)
 
     @lru_cache
-    def student(layout: str) -> Size:
+    def student(layout: str) -> tuple[Size, float]:
         from matvlm.models.initialise import student_config
 
-        return measure(student_config(architecture, layout, base.init), length)
+        made = student_config(architecture, layout, base.init)
+        text = made.text_config
+        return measure(made, length), (max(text.mamba_layers) + 1) / text.num_hidden_layers
 
     rows = [("cell", "tables", "trained", "FLOPs a run")]
     total = 0
     for cell in cells:
-        size = student(cell.layout)
+        size, share = student(cell.layout)
         flops = distill_flops(size, cell.loss, positions, images)
-        flops += forward_flops(teacher, positions, images) * (preset.cache.mode == "online")
+        if preset.cache.mode == "online":
+            flops += online_flops(teacher, cell.loss, positions, images, share)
         total += flops * seeds
         rows.append((cell.path, tables_of(cell, preset, base), f"{size.trained:,}", f"{flops:.3g}"))
     runs = len(cells) * seeds

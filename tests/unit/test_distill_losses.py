@@ -12,6 +12,7 @@ from matvlm.distill.losses import (
     layer_divergence,
     prob_divergence,
     release_prob,
+    release_total,
 )
 
 B, L, V = 3, 7, 11
@@ -115,7 +116,8 @@ def test_release_arithmetic(pair):
         "l2": np.sqrt(((pair[0] - pair[1]).double().numpy() ** 2).sum()),
     }
     for divergence, formula in formulas.items():
-        assert float(release_prob(*pair, divergence, 1.0)) == pytest.approx(formula, rel=1e-5), divergence
+        total = release_total(release_prob(*pair, divergence, 1.0).sum(), divergence, B, B * L)
+        assert float(total) == pytest.approx(formula, rel=1e-5), divergence
 
 
 def test_layer_divergences(pair):

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from matvlm.distill import run
 from matvlm.models.folder import hash_files
@@ -117,6 +117,61 @@ def test_another_configuration_does_not_resume(small, cache, tmp_path):
     assert run.main(arguments(small, tmp_path / "a", state=state)) == 0
     assert run.main(arguments(small, tmp_path / "b", state=state, settings={"learning_rate": 0.02})) == 0
     assert log_of(tmp_path / "a") != log_of(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("changes", "resumes"),
+    [
+        ({"micro_batch_size": 1, "gradient_checkpointing": True, "head_chunk": 32}, True),
+        ({"micro_batch_size": 1, "reduction": "release"}, False),
+    ],
+)
+def test_a_run_goes_on_with_less_memory(small, tmp_path, capsys, changes, resumes):
+    """What a GPU without room makes one change; the release's losses depend on the micro-batches."""
+    options = {"state": tmp_path / "state", "cache": None, "cache_settings": None}
+    kept = {"reduction": changes.get("reduction", "token")}
+    assert run.main(arguments(small, tmp_path / "a", **options, settings=kept)) == 0
+    assert run.main(arguments(small, tmp_path / "b", **options, settings=changes)) == 0
+    assert ("resumed at step 5" in capsys.readouterr().err) == resumes
+
+
+@pytest.mark.parametrize("options", [{}, {"cache": None, "cache_settings": None}], ids=["cached", "online"])
+def test_a_run_in_bfloat16(small, cache, tmp_path, options):
+    """Its losses are those in float32 as far as bfloat16 tells, and what it writes is bfloat16."""
+    for precision in ("float32", "bfloat16"):
+        settings = {"precision": precision, "gradient_checkpointing": precision == "bfloat16"}
+        assert run.main(arguments(small, tmp_path / precision, **options, settings=settings)) == 0
+    exact, rounded = log_of(tmp_path / "float32"), log_of(tmp_path / "bfloat16")
+    for one, other in zip(exact, rounded, strict=True):
+        for name in ("loss_prob", "loss_layer", "loss_ce", "val_ce"):
+            if one[name]:
+                assert float(other[name]) == pytest.approx(float(one[name]), rel=0.05)
+    stored = load_file(tmp_path / "bfloat16" / "model.safetensors")
+    assert {tensor.dtype for name, tensor in stored.items() if tensor.ndim > 1} == {torch.bfloat16}
+
+
+def test_a_gpu_without_room(small, cache, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(run.DistillTask, "losses", full)
+    words = [
+        "out of GPU memory at step 1",
+        "micro_batch_size: 1 (now 2) takes half",
+        "gradient_checkpointing: true",
+    ]
+    fails(capsys, words, arguments(small, tmp_path / "out"), tmp_path / "out")
+
+
+def test_a_student_whose_frozen_part_is_not_the_teachers(small, tmp_path, capsys):
+    folder = shutil.copytree(small / "init" / "attention-even-50", tmp_path / "init")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["language_model.model.layers.1.mlp.fc1.weight"] += 1
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    record = json.loads((folder / "provenance.json").read_text())
+    (folder / "provenance.json").write_text(json.dumps(record | {"files": hash_files(folder)}))
+    argv = arguments(small, tmp_path / "out", init_dir=folder, cache=None, cache_settings=None)
+    fails(capsys, ["layers.1.mlp.fc1.weight is not the student's", "init_hybrid"], argv, tmp_path / "out")
 
 
 @pytest.fixture

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from matvlm.config import Distillation
 from matvlm.data.dataset import load_split
 from matvlm.data.processor import load_processor
 from matvlm.distill import cache as caching
 from matvlm.distill.cache import CacheReader
-from matvlm.distill.forward import teacher_pass
-from matvlm.distill.targets import Cached, Online
-from matvlm.distill.task import DistillTask, Objective, select_trainable
+from matvlm.distill.forward import Needs, teacher_pass
+from matvlm.distill.targets import Cached, Online, Tower
+from matvlm.distill.task import DistillTask, Objective, compile_layers, select_trainable
+from matvlm.distill.trunk import load_teacher
 from matvlm.errors import UserError
 from matvlm.models.folder import load_model
 
 CPU = torch.device("cpu")
 LOSSES = ("prob", "layer", "ce")
+EVERY = Needs(points=(0, 1, 2, 3, 4), scores=True)
+"""All that there is of the small teacher, which has four layers."""
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +72,7 @@ def test_states_are_the_residual_stream_before_the_final_norm(small, data):
     """The last layer's target too: through the final norm and the head it gives the teacher's logits."""
     teacher = load_model(small / "teacher")
     batch = data.batch([0, 1, 2])
-    passed = teacher_pass(teacher, batch)
+    passed = teacher_pass(teacher, batch, EVERY)
     with torch.no_grad():
         stock = teacher(
             input_ids=batch["input_ids"],
@@ -74,19 +80,20 @@ def test_states_are_the_residual_stream_before_the_final_norm(small, data):
             pixel_values=batch["pixel_values"],
             output_hidden_states=True,
         )
-        head = teacher.lm_head(teacher.model.language_model.final_layernorm(passed.states[-1]))
+        head = teacher.lm_head(teacher.model.language_model.final_layernorm(passed.states[4]))
+        logits = teacher.lm_head(passed.hidden)
     real = batch["attention_mask"].bool()
-    torch.testing.assert_close(passed.logits[real], stock.logits[real], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(logits[real], stock.logits[real], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(head[real], stock.logits[real], rtol=1e-4, atol=1e-5)
-    for ours, theirs in zip(passed.states[:-1], stock.hidden_states[:-1], strict=True):
-        torch.testing.assert_close(ours[real], theirs[real], rtol=1e-4, atol=1e-5)
+    for point, theirs in enumerate(stock.hidden_states[:-1]):
+        torch.testing.assert_close(passed.states[point][real], theirs[real], rtol=1e-4, atol=1e-5)
 
 
 def test_layer_loss_is_the_distance_from_the_teachers_layer_fed_the_teachers_state(small, data):
     task = make_task(small, data, loss="layer", init="attention-end-50")
     batch = data.batch([0, 1])
     teacher = load_model(small / "teacher")
-    states = teacher_pass(teacher, batch).states
+    states = teacher_pass(teacher, batch, EVERY).states
     layers = task.model.config.text_config.mamba_layers
     assert layers == [2, 3]  # the last layer is among them
     real = batch["attention_mask"].bool()
@@ -187,7 +194,7 @@ def test_release_reduction_of_the_layer_loss(small, data, kind, parts):
     text, teacher = task.model.model.language_model, load_model(small / "teacher")
     expected = 0.0
     for rows in np.array_split(np.arange(4), parts):
-        states = teacher_pass(teacher, data.batch(rows)).states
+        states = teacher_pass(teacher, data.batch(rows), EVERY).states
         for index in (2, 3):
             with torch.no_grad():
                 ours, theirs = text.layers[index](states[index]), states[index + 1]
@@ -248,3 +255,83 @@ def test_every_divergence_trains(small, data, divergence, reduction):
     _, _, gradient = losses_of(task, [0, 1])
     assert all(torch.isfinite(g).all() for g in gradient.values())
     assert any(g.abs().max() > 0 for g in gradient.values())
+
+
+def test_what_a_loss_does_not_need_is_not_computed(small, data):
+    """The teacher's layers up to the last that is compared; no teacher for the answers, no head for the layers."""
+    ran = []
+    for loss, init in (("ce", "attention-even-50"), ("layer", "attention-even-50"), ("prob", "attention-even-50")):
+        task = make_task(small, data, loss=loss, init=init)
+        if loss == "ce":
+            task.source = Tower(task.model)
+        else:
+            teacher = task.source.model
+            watched = {"teacher's head": teacher.lm_head} | {
+                f"teacher {i}": layer for i, layer in enumerate(teacher.model.language_model.layers)
+            }
+            for name, module in watched.items():
+                module.register_forward_hook(lambda *_, name=name: ran.append(name))
+        task.model.lm_head.register_forward_hook(lambda *_: ran.append("student's head"))
+        task.model.model.language_model.register_forward_hook(lambda *_: ran.append("student"))
+        ran.clear()
+        batch = task.batch(np.array([0, 1]), 0)
+        assert not ran  # nothing of it ahead of time
+        task.losses(batch, task.counts(batch))
+        expected = {
+            "ce": ["student", "student's head"],
+            "layer": ["teacher 0", "teacher 1", "teacher 2"],
+            "prob": [*(f"teacher {i}" for i in range(4)), "student", "student's head", "teacher's head"],
+        }
+        assert ran == expected[loss]
+
+
+@pytest.mark.parametrize("loss", ["prob", "ce"])
+def test_the_head_sees_the_positions_that_the_loss_uses(small, data, loss):
+    task = make_task(small, data, loss=loss, head_chunk=50)
+    seen = []
+    task.model.lm_head.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))
+    batch = task.batch(np.array([0, 1, 2]), 0)
+    counts = task.counts(batch)
+    task.losses(batch, counts)
+    assert sum(seen) == counts["tokens" if loss == "prob" else "answers"]
+    assert max(seen) <= 50
+    assert sum(seen) < batch["input_ids"].numel()
+
+
+def test_no_teacher_serves_a_loss_that_needs_one(small, data):
+    task = make_task(small, data, Tower(load_model(small / "teacher")), loss="layer")
+    with pytest.raises(ValueError, match="need a teacher"):
+        task.batch(np.array([0]), 0)
+
+
+@pytest.mark.parametrize("loss", ["prob+layer+ce", "layer"])
+def test_neither_one_trunk_nor_checkpointing_changes_anything(small, data, loss):
+    expected = losses_of(make_task(small, data, loss=loss), [0, 1, 2])
+    task = make_task(small, data, loss=loss, gradient_checkpointing=True)
+    task.source = Online(load_teacher(small / "teacher", task.model))
+    found = losses_of(task, [0, 1, 2])
+    assert found[0] == pytest.approx(expected[0], rel=1e-6)
+    assert distance(found[2], expected[2]) < 1e-6
+    assert all(layer.gradient_checkpointing for layer in task.model.model.language_model.layers)
+    embedding = task.model.get_input_embeddings()
+    assert not embedding._forward_hooks  # nothing asks for gradients of the embeddings
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiled_layers_are_the_same_function(small, data, monkeypatch, checkpointing):
+    """Dynamo traces them, all into one graph a model and mode; what a compiler makes of that is its own affair."""
+    expected = losses_of(make_task(small, data), [0, 1, 2])
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    task = make_task(small, data, compile=True, gradient_checkpointing=checkpointing)
+    task.source = Online(load_teacher(small / "teacher", task.model))
+    compile_layers(task.source.model.model.language_model)
+    graphs = []
+    for _ in range(2):
+        found = losses_of(task, [0, 1, 2])
+        assert found[0] == pytest.approx(expected[0], rel=1e-5)
+        assert distance(found[2], expected[2]) < 1e-5
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert 0 < graphs[0] == graphs[1] <= 4  # of two models' layers, and of the divergence
+    assert not counters["graph_break"]

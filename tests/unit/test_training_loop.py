@@ -38,16 +38,19 @@ SETTINGS = {
 class Regression:
     """A task with dropout and a weight that the loss does not use, as the connector is to the layer loss.
 
-    At the steps ``poisoned`` the loss is fine and its gradient is not; from step ``broken`` on it is infinite.
+    At the steps ``poisoned`` the loss is fine and its gradient is not; from step ``broken`` on it is infinite,
+    and at step ``full`` the second micro-batch finds no memory.
     """
 
-    def __init__(self, poisoned=(), broken=None) -> None:
+    def __init__(self, poisoned=(), broken=None, full=None, dtype=torch.float32) -> None:
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 1))
         self.model.unused = nn.Parameter(torch.ones(2, 2))
         draw = np.random.default_rng(0)
         self.x, self.y = (torch.tensor(draw.normal(size=(ROWS, n)), dtype=torch.float32) for n in (3, 1))
-        self.poisoned, self.broken = poisoned, broken
+        self.poisoned, self.broken, self.full = poisoned, broken, full
+        self.model.to(dtype)
+        self.x, self.y = self.x.to(dtype), self.y.to(dtype)
 
     def batch(self, rows, step):
         return {"x": self.x[rows], "y": self.y[rows], "step": step, "tokens": 5 * len(rows)}
@@ -56,6 +59,10 @@ class Regression:
         return {"tokens": float(batch["tokens"]), "rows": float(len(batch["x"]))}
 
     def losses(self, batch, counts):
+        if batch["step"] == self.full and self.model[0].weight.grad is not None:
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB.\nOf the allocated memory …"
+            )
         loss = (self.model(batch["x"]) - batch["y"]).square().sum() / counts["rows"]
         if batch["step"] in self.poisoned:
             loss = loss + (0 * self.model[0].weight).sum().sqrt()  # zero, with a gradient that is not a number

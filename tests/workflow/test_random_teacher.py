@@ -10,7 +10,6 @@ import pytest
 import yaml
 from test_targets import jobs
 
-from checkouts import ROOT
 from conftest import snakemake
 
 PRESET = "paper-profile"
@@ -46,7 +45,6 @@ RESULTS = (
     *(f"tables/speed.{suffix}" for suffix in ("md", "tex", "html")),
     *(f"figures/{name}.{suffix}" for name in ("speed", "memory") for suffix in ("svg", "png")),
 )
-RUN = ROOT / "src/matvlm/profiling/run.py"
 
 
 def test_all_that_there_is_to_do(checkout):

@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from matvlm import config, provenance
 from matvlm.data.dataset import InMemoryDataset, load_split
 from matvlm.data.processor import load_processor
-from matvlm.distill.forward import TeacherPass, teacher_pass
+from matvlm.distill.forward import Needs, TeacherPass, teacher_pass
 from matvlm.distill.losses import TopK
 from matvlm.errors import UserError, one_line
 from matvlm.files import write_json, written_aside
@@ -108,28 +109,26 @@ class CacheReader:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def read(self, rows: np.ndarray, layers: list[int], length: int, device: torch.device) -> dict:
+    def read(self, rows: np.ndarray, needs: Needs, length: int, device: torch.device) -> dict:
         """The rows' targets, zero-padded on the right to ``length``.
 
-        Args:
-            layers: points of the residual stream wanted: i is the input of layer i, and the last its output.
-
         Returns:
-            ``teacher`` (b, l, v) or `TopK`, ``states`` (len(layers), b, l, d), ``vision``.
+            ``vision`` features, ``states`` by point, (b, l, d) each, and ``scores``: of positions (n,) of all b l
+            ones in a row, logits (n, v) or `TopK`; none if they are not needed.
         """
-        parts = [self._row(int(row), layers) for row in rows]
+        parts = [self._row(int(row), needs) for row in rows]
         padded = {
             name: torch.stack([_pad(part[name], length) for part in parts]).to(device)
             for name in parts[0]
             if name != "vision"
         }
-        if "logits" in padded:
-            teacher = padded["logits"].float()
-        else:
-            teacher = TopK(padded["top_values"].float(), padded["top_indices"].long(), padded["tail"].float())
-        states = padded["states"].float().permute(2, 0, 1, 3) if layers else None
         vision = torch.stack([part["vision"] for part in parts]).to(device).float()
-        return {"teacher": teacher, "states": states, "vision": vision}
+        stacked = padded.pop("states").float().unbind(2) if needs.points else ()
+        return {
+            "vision": vision,
+            "states": dict(zip(needs.points, stacked, strict=True)),
+            "scores": _scores(padded) if needs.scores else None,
+        }
 
     def check(self) -> None:
         """Check the hash of every shard, and that they hold the rows that the manifest says.
@@ -148,16 +147,16 @@ class CacheReader:
                     f"{self.folder / name}: holds {found} positions, not the {positions} of {MANIFEST}"
                 )
 
-    def _row(self, row: int, layers: list[int]) -> dict[str, Tensor]:
+    def _row(self, row: int, needs: Needs) -> dict[str, Tensor]:
         shard = int(self.shard_of[row])
         first = int(self.first_row[shard])
         start = int(self.lengths[first:row].sum())
         end = start + int(self.lengths[row])
         stream = self._shard(shard)
         names = [name for name in stream.keys() if name not in ("vision", "states")]  # noqa: SIM118
-        part = {name: stream.get_slice(name)[start:end] for name in names}
-        if layers:
-            part["states"] = stream.get_slice("states")[start:end][:, layers]
+        part = {name: stream.get_slice(name)[start:end] for name in names if needs.scores}
+        if needs.points:
+            part["states"] = stream.get_slice("states")[start:end][:, list(needs.points)]
         part["vision"] = stream.get_slice("vision")[row - first]
         return part
 
@@ -181,28 +180,37 @@ def _shard(
 ) -> tuple[dict[str, Tensor], list[int]]:
     parts: list[dict[str, Tensor]] = []
     lengths: list[int] = []
-    dtype = getattr(torch, settings.dtype)
+    needs = Needs(tuple(range(model.config.text_config.num_hidden_layers + 1)), scores=True)
     for start in range(0, len(rows), 16):
         batch = dataset.batch(rows[start : start + 16], device)
         real = batch["attention_mask"].bool()
-        parts.append(_tensors(teacher_pass(model, batch), real, settings, dtype))
+        parts.append(_tensors(teacher_pass(model, batch, needs), model.lm_head, real, settings))
         lengths += real.sum(1).tolist()
     names = parts[0].keys()
     return {name: torch.cat([part[name] for part in parts]) for name in names}, lengths
 
 
-def _tensors(passed: TeacherPass, real: Tensor, settings: config.Cache, dtype: torch.dtype) -> dict[str, Tensor]:
-    tensors = {
-        "states": passed.states.permute(1, 2, 0, 3)[real].to(dtype),
-        "vision": passed.vision.to(dtype),
-    }
-    logits = passed.logits[real]
+@torch.no_grad()
+def _tensors(passed: TeacherPass, head: nn.Linear, real: Tensor, settings: config.Cache) -> dict[str, Tensor]:
+    dtype = getattr(torch, settings.dtype)
+    states = [passed.states[point][real].to(dtype) for point in sorted(passed.states)]
+    tensors = {"states": torch.stack(states, dim=1), "vision": passed.vision.to(dtype)}
+    logits = head(passed.hidden[real])
     if settings.mode == "topk":
         top = TopK.of(logits, settings.top_k)
         tensors |= {"top_values": top.values, "top_indices": top.indices.int(), "tail": top.tail}
     else:
         tensors["logits"] = logits.to(dtype)
     return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _scores(stored: dict[str, Tensor]) -> Callable[[Tensor], Tensor | TopK]:
+    """The logits or their top k (b, l, …) at positions (n,) of all b l ones in a row."""
+    flat = {name: tensor.flatten(0, 1) for name, tensor in stored.items()}
+    if "logits" in flat:
+        return lambda index: flat["logits"][index].float()
+    values, indices, tail = (flat[name] for name in ("top_values", "top_indices", "tail"))
+    return lambda index: TopK(values[index].float(), indices[index].long(), tail[index].float())
 
 
 def _pad(tensor: Tensor, length: int) -> Tensor:

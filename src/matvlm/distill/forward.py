@@ -1,40 +1,73 @@
-"""One pass through the teacher from prepared inputs, with what the losses need of it."""
+"""One pass through the teacher from prepared inputs, of what the losses need of it and no more."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from matvlm.models.forward import embed, language_pass, vision_features
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What losses need of a teacher: its residual stream at ``points``, of which i is the input of layer i and the
+    last one its output, and whether its next-token distributions."""
+
+    points: tuple[int, ...] = ()
+    scores: bool = False
+
+
 @dataclass
 class TeacherPass:
-    """What the teacher says of a batch: ``logits`` (b, l, v), ``states`` (layers + 1, b, l, d): the residual
-    stream before each layer and after the last one, before the final LayerNorm, and the tower's
-    ``vision`` features (images, image tokens, vision width)."""
+    """What a teacher says of a batch.
 
-    logits: Tensor
-    states: Tensor
+    ``vision``: the tower's features (images, image tokens, vision width). ``states``: by point the residual stream
+    (b, l, d), before the final LayerNorm at the last layer too. ``hidden``: last states (b, l, d) after it, which
+    the head makes logits of; none where no scores were asked for."""
+
     vision: Tensor
+    states: dict[int, Tensor]
+    hidden: Tensor | None
 
 
 @torch.no_grad()
-def teacher_pass(model: LlavaForConditionalGeneration, batch: dict[str, Tensor]) -> TeacherPass:
-    """Run the teacher over a right-padded batch of `input_ids` and `pixel_values`."""
+def teacher_pass(model: LlavaForConditionalGeneration, batch: dict[str, Tensor], needs: Needs) -> TeacherPass:
+    """Run the teacher over a right-padded batch of `input_ids` and `pixel_values`, as far as ``needs`` go: where
+    no scores are needed, up to the last point, and where nothing is, only the vision tower."""
     vision = vision_features(model, batch["pixel_values"])
+    if not needs.scores and not needs.points:
+        return TeacherPass(vision, {}, None)
     embeds = embed(model, batch["input_ids"], vision)
-    outputs: list[Tensor] = []
+    states = {0: embeds} if 0 in needs.points else {}
+    text = model.model.language_model
+
+    def keep(point: int, _module: nn.Module, _inputs: tuple, output: Tensor) -> None:
+        states[point] = output
+
     handles = [
-        layer.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
-        for layer in model.model.language_model.layers
+        text.layers[point - 1].register_forward_hook(partial(keep, point)) for point in needs.points if point
     ]
     try:
-        hidden = language_pass(model, embeds)
+        with _first_layers(text, len(text.layers) if needs.scores else max(needs.points)):
+            hidden = language_pass(model, embeds)
     finally:
         for handle in handles:
             handle.remove()
-    return TeacherPass(model.lm_head(hidden), torch.stack([embeds, *outputs]), vision)
+    return TeacherPass(vision, states, hidden if needs.scores else None)
+
+
+@contextmanager
+def _first_layers(text: nn.Module, count: int) -> Iterator[None]:
+    """Let a language model have its first ``count`` layers alone."""
+    layers = text.layers
+    text.layers = layers[:count]
+    try:
+        yield
+    finally:
+        text.layers = layers

@@ -35,13 +35,13 @@ class TopK:
     @classmethod
     def of(cls, logits: Tensor, k: int) -> TopK:
         """The top k of (..., v) logits; k at most v."""
-        log_p = F.log_softmax(logits.float(), dim=-1)
+        log_p = _log_softmax(logits)
         values, indices = log_p.topk(min(k, logits.shape[-1]), dim=-1)
         return cls(values, indices, _log_rest(values))
 
     def student_log_probs(self, student: Tensor) -> Tensor:
         """The student's log-probabilities (..., k + 1) of the same tokens and of all others together."""
-        chosen = F.log_softmax(student.float(), dim=-1).gather(-1, self.indices)
+        chosen = _log_softmax(student).gather(-1, self.indices)
         return torch.cat([chosen, _log_rest(chosen)[..., None]], dim=-1)
 
     def log_probs(self) -> Tensor:
@@ -72,15 +72,14 @@ def prob_divergence(student: Tensor, teacher: Tensor | TopK, divergence: str, te
         if divergence == "l2" or temperature != 1.0:
             raise ValueError("a top-k cache serves kl, reverse, jsd and ce at temperature 1 only")
         if divergence == "ce":
-            return _cross_entropy(student, teacher.indices[..., 0])
+            return cross_entropy(student, teacher.indices[..., 0])
         log_s, log_t = teacher.student_log_probs(student), teacher.log_probs()
     else:
         if divergence == "ce":
-            return _cross_entropy(student, teacher.argmax(-1))
+            return cross_entropy(student, teacher.argmax(-1))
         if divergence == "l2":
             return root_mean_square(student - teacher)
-        log_s = F.log_softmax(student.float() / temperature, dim=-1)
-        log_t = F.log_softmax(teacher.float() / temperature, dim=-1)
+        log_s, log_t = _log_softmax(student, temperature), _log_softmax(teacher, temperature)
     scale = temperature**2
     if divergence == "kl":
         return scale * _kl(log_t, log_s)
@@ -101,25 +100,34 @@ def layer_divergence(student: Tensor, teacher: Tensor, divergence: str) -> Tenso
     """
     if divergence == "l2":
         return root_mean_square(student - teacher)
-    return _kl(F.log_softmax(teacher.float(), dim=-1), F.log_softmax(student.float(), dim=-1))
+    return _kl(_log_softmax(teacher), _log_softmax(student))
 
 
 def release_prob(student: Tensor, teacher: Tensor, divergence: str, temperature: float) -> Tensor:
-    """L_prob as the release computes it, over all positions of (b, l, v), padding included: ``kl`` and
-    ``reverse`` are sums divided by b, ``jsd`` is KL(M || student) + KL(M || teacher) so divided and halved,
-    ``ce`` is a mean, ``l2`` one norm of the whole difference."""
+    """What each position adds to L_prob as the release computes it, padding included; `release_total` makes the
+    loss of their sum. ``jsd`` is the halved sum of KL(M || student) and KL(M || teacher), ``l2`` the square of the
+    difference's norm.
+
+    Args:
+        student, teacher: (..., v) logits.
+    """
     if divergence == "l2":
-        return (student - teacher).float().norm()
+        return (student - teacher).to(wide(student)).square().sum(-1)
     if divergence == "ce":
-        return _cross_entropy(student, teacher.argmax(-1)).mean()
-    log_s = F.log_softmax(student.float() / temperature, dim=-1)
-    log_t = F.log_softmax(teacher.float() / temperature, dim=-1)
+        return cross_entropy(student, teacher.argmax(-1))
+    log_s, log_t = _log_softmax(student, temperature), _log_softmax(teacher, temperature)
     if divergence == "jsd":
         log_m = torch.logaddexp(log_s, log_t) - math.log(2)
-        total = 0.5 * (_kl(log_m, log_s) + _kl(log_m, log_t))
-    else:
-        total = _kl(log_t, log_s) if divergence == "kl" else _kl(log_s, log_t)
-    return total.sum() / student.shape[0]
+        return 0.5 * (_kl(log_m, log_s) + _kl(log_m, log_t))
+    return _kl(log_t, log_s) if divergence == "kl" else _kl(log_s, log_t)
+
+
+def release_total(total: Tensor, divergence: str, batch: int, positions: int) -> Tensor:
+    """L_prob of a micro-batch of ``batch`` samples as the release computes it, from the sum of `release_prob` over
+    all its ``positions``: divided by the number of samples, ``ce`` by that of positions; ``l2`` is one norm."""
+    if divergence == "l2":
+        return total.clamp(min=torch.finfo(total.dtype).tiny).sqrt()  # whose gradient at zero is zero
+    return total / (positions if divergence == "ce" else batch)
 
 
 def release_layer(student: Tensor, teacher: Tensor, divergence: str) -> Tensor:
@@ -127,8 +135,13 @@ def release_layer(student: Tensor, teacher: Tensor, divergence: str) -> Tensor:
     ``l2`` is one norm of the whole difference. ``kl`` is taken over the width, in the arithmetic of the
     release's L_prob: summed over the positions and divided by b."""
     if divergence == "l2":
-        return (student - teacher).float().norm()
+        return (student - teacher).to(wide(student)).norm()
     return layer_divergence(student, teacher, "kl").sum() / student.shape[0]
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy (...,) on the tokens ``targets`` (...,) of logits (..., v)."""
+    return -_log_softmax(logits).gather(-1, targets[..., None]).squeeze(-1)
 
 
 def answer_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -137,22 +150,28 @@ def answer_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Args:
         logits: (b, l, v). labels: (b, l), -100 where there is no label; labels[:, t] is predicted at t - 1.
     """
-    return F.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum"
-    )
+    flat = logits[:, :-1].flatten(0, 1)
+    return F.cross_entropy(flat.to(wide(flat)), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum")
+
+
+def wide(tensor: Tensor) -> torch.dtype:
+    """The type that losses of ``tensor`` are computed in: float32 at least."""
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def root_mean_square(difference: Tensor) -> Tensor:
     """Root mean square over the last dimension, with a zero gradient at zero."""
-    return difference.float().square().mean(-1).add(1e-12).sqrt()
+    return difference.to(wide(difference)).square().mean(-1).add(1e-12).sqrt()
+
+
+def _log_softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    if temperature != 1.0:
+        logits = logits.to(wide(logits)) / temperature
+    return F.log_softmax(logits, dim=-1, dtype=wide(logits))
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return (log_p.exp() * (log_p - log_q)).sum(-1)
-
-
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    return -F.log_softmax(logits.float(), dim=-1).gather(-1, targets[..., None]).squeeze(-1)
 
 
 def _log_rest(log_p: Tensor) -> Tensor:

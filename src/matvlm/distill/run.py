@@ -13,18 +13,22 @@ if __name__ == "__main__":
     interrupt.listen()  # before what takes seconds to import
 
 import numpy as np
+import torch
 from accelerate import PartialState
 
 from matvlm import config, provenance
 from matvlm.data.dataset import load_split
 from matvlm.data.processor import load_processor
 from matvlm.distill.cache import CacheReader, fingerprint
-from matvlm.distill.targets import Cached, Online
-from matvlm.distill.task import DistillTask, Objective, select_trainable
+from matvlm.distill.forward import Needs
+from matvlm.distill.targets import Cached, Online, Tower
+from matvlm.distill.task import DistillTask, Objective, compile_layers, select_trainable
+from matvlm.distill.trunk import load_teacher, place
 from matvlm.errors import UserError, one_line
 from matvlm.models.folder import check_folder, load_model, save_model
 from matvlm.training.device import pick_device
 from matvlm.training.loop import leave, train
+from matvlm.training.memory import room
 from matvlm.training.order import Order
 
 
@@ -43,17 +47,21 @@ def main(argv: list[str] | None = None) -> None:
     cost = provenance.Cost(str(device))
 
     _check_start(args.init_dir, cell, args.teacher)
-    teacher = load_model(args.teacher).to(device)
-    student = load_model(args.init_dir).to(device)
-    trained = select_trainable(student)
+    title = f"distill {args.init} {args.layout} {args.loss} {args.divergence} seed {args.seed}"
+    dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
+    with room(title, settings):
+        student = place(load_model(args.init_dir), device, dtype)
+        trained = select_trainable(student)
+        teacher = load_teacher(args.teacher, student)
+        if settings.compile:
+            compile_layers(teacher.model.language_model)
     size = sum(weight.numel() for weight in student.parameters() if weight.requires_grad)
     print(f"training {size:,} weights: {_summary(trained)}", file=sys.stderr)
 
     processor = load_processor(args.teacher)
     data = load_split(args.data, processor, args.max_length).vary()
     validation = load_split(args.val, processor, args.max_length).vary()
-    online = Online(teacher)
-    source = online
+    objective = Objective.of(args.loss, args.divergence, settings)
     if args.cache is not None:
         reader = CacheReader(args.cache, depends)
         if reader.manifest["mode"] == "topk" and (args.divergence == "l2" or settings.temperature != 1.0):
@@ -62,9 +70,15 @@ def main(argv: list[str] | None = None) -> None:
                 f"{args.divergence} at {settings.temperature:g}; set cache.mode to full or online"
             )
         source = Cached(reader, device)
-    task = DistillTask(
-        student, data, source, Objective.of(args.loss, args.divergence, settings), (validation, online)
-    )
+    elif objective.needs(student.config.text_config.mamba_layers) == Needs():
+        source = Tower(student)
+    else:
+        source = Online(teacher)
+    order = Order(np.arange(len(data)), settings.batch_size, args.seed)
+    with room(title, settings):
+        task = DistillTask(student, data, source, objective, (validation, Online(teacher)))
+        del teacher  # which goes, if all that needed it was validation
+        norms = task.gradient_norms(order(0)[: settings.micro_batch_size])
     configuration = {
         "distill": settings.model_dump(mode="json"),
         "max_length": args.max_length,
@@ -72,19 +86,19 @@ def main(argv: list[str] | None = None) -> None:
         "val_hash": provenance.data_hash(args.val),
         **cell,
     }
-    order = Order(np.arange(len(data)), settings.batch_size, args.seed)
-    norms = task.gradient_norms(order(0)[: settings.micro_batch_size])
+    decisive = configuration | {"distill": _decisive(settings)} | _inputs(args)
     print(f"gradient norms at the start: {', '.join(f'{k} {v:.3g}' for k, v in norms.items())}", file=sys.stderr)
-    log = train(
-        task,
-        settings,
-        order,
-        seed=args.seed,
-        state=args.state / provenance.settings_hash(configuration | _inputs(args)),
-        title=f"distill {args.init} {args.layout} {args.loss} {args.divergence} seed {args.seed}",
-        tensorboard=args.tensorboard,
-        cost=cost,
-    )
+    with room(title, settings):
+        log = train(
+            task,
+            settings,
+            order,
+            seed=args.seed,
+            state=args.state / provenance.settings_hash(decisive),
+            title=title,
+            tensorboard=args.tensorboard,
+            cost=cost,
+        )
     if PartialState().is_main_process:
         record = {
             "step": "distill",
@@ -123,6 +137,15 @@ def _check_start(folder: Path, cell: dict[str, object], teacher: Path) -> None:
     made_of = origin.get("teacher_hash") if isinstance(origin, dict) else None
     if made_of != (given := provenance.model_hash(teacher)):
         raise UserError(f"{folder}: was made of the teacher {made_of}, but --teacher {teacher} is {given}")
+
+
+def _decisive(settings: config.Distillation) -> dict:
+    """What of the settings a run's results depend on, by more than rounding and the draws of dropout: a run that
+    stopped for want of memory goes on where it was with a smaller micro-batch."""
+    how = {"gradient_checkpointing", "head_chunk", "compile"}
+    if settings.reduction == "token":  # the release's losses are norms and means of each micro-batch
+        how.add("micro_batch_size")
+    return settings.model_dump(mode="json", exclude=how)
 
 
 def _inputs(args: argparse.Namespace) -> dict[str, str]:

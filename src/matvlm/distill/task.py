@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from matvlm.config import Distillation
 from matvlm.data.dataset import InMemoryDataset
+from matvlm.data.render import IGNORE
 from matvlm.distill import losses
-from matvlm.distill.targets import Online, Source
+from matvlm.distill.forward import Needs
+from matvlm.distill.gradients import settle
+from matvlm.distill.head import head_sums
+from matvlm.distill.targets import Online, Source, Targets
 from matvlm.errors import UserError
 from matvlm.models.forward import embed, language_pass
+from matvlm.models.hybrid_phi import HybridPhiMambaLayer
 
 VALIDATION_BATCH = 16
 
@@ -32,6 +39,11 @@ class Objective:
     def of(cls, loss: str, divergence: str, settings: Distillation) -> Objective:
         """From a cell's loss, as ``prob+layer``, and its divergence."""
         return cls(frozenset(loss.split("+")), divergence, settings)
+
+    def needs(self, layers: list[int]) -> Needs:
+        """What it needs of the teacher, where ``layers`` are replaced."""
+        points = {point for index in layers for point in (index, index + 1)} if "layer" in self.terms else ()
+        return Needs(tuple(sorted(points)), "prob" in self.terms)
 
 
 def select_trainable(student: LlavaForConditionalGeneration) -> list[str]:
@@ -53,12 +65,20 @@ def select_trainable(student: LlavaForConditionalGeneration) -> list[str]:
     return sorted(name for name, weight in student.named_parameters() if weight.requires_grad)
 
 
+def compile_layers(text: nn.Module) -> None:
+    """Compile what a language model's attention layers compute, but not their calls: hooks and gradient
+    checkpoints stay outside, so that all layers share one graph. Mixers have kernels of their own."""
+    for layer in text.layers:
+        if not isinstance(layer, HybridPhiMambaLayer):
+            layer.forward = torch.compile(layer.forward)
+
+
 class DistillTask:
     """See `matvlm.training.loop.Task`.
 
     Args:
         student: on its device, trainable part selected. source: the teacher's targets for ``data``.
-        validation: rows to validate on, and the teacher for them.
+        validation: rows to validate on, and the teacher for them, which is not needed afterwards.
     """
 
     def __init__(
@@ -69,38 +89,38 @@ class DistillTask:
         objective: Objective,
         validation: tuple[InMemoryDataset, Online],
     ) -> None:
-        self.model: nn.Module = student.train()
+        self.model: nn.Module = student
         self.data, self.source, self.objective = data, source, objective
         self.device = student.device
         self.layers = student.config.text_config.mamba_layers
-        self.points = sorted({p for i in self.layers for p in (i, i + 1)}) if "layer" in objective.terms else []
-        rows = np.arange(min(len(validation[0]), objective.settings.validation_rows))
+        self.needs = objective.needs(self.layers)
+        settings = objective.settings
+        self.divergence = losses.release_prob if settings.reduction == "release" else losses.prob_divergence
+        text = student.model.language_model
+        if settings.compile:
+            compile_layers(text)
+            self.divergence = torch.compile(self.divergence)
+        if settings.gradient_checkpointing:
+            text.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            text.disable_input_require_grads()  # which it turns on; the embeddings learn nothing
+        rows = np.arange(min(len(validation[0]), settings.validation_rows))
+        size = min(VALIDATION_BATCH, settings.micro_batch_size)
         self.validation = [
-            self._validation_batch(*validation, part)
-            for part in np.array_split(rows, -(-len(rows) // VALIDATION_BATCH))
+            self._validation_batch(*validation, part) for part in np.array_split(rows, -(-len(rows) // size))
         ]
+        self._train()
 
     def batch(self, rows: np.ndarray, step: int) -> dict[str, Any]:
         batch = self.data.batch(rows, self.device)
-        return {**batch, "targets": self.source(rows, batch, self.points)}
+        return {**batch, "targets": self.source(rows, batch, self.needs)}
 
     def counts(self, batch: dict[str, Any]) -> dict[str, float]:
-        real = float(batch["attention_mask"].sum())
-        answers = float((batch["labels"][:, 1:] != -100).sum())
-        return {"tokens": real, "answers": answers, "micro_batches": 1.0}
+        answers = float((batch["labels"][:, 1:] != IGNORE).sum())
+        return {"tokens": float(batch["tokens"]), "answers": answers, "micro_batches": 1.0}
 
     def losses(self, batch: dict[str, Any], counts: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        terms, weights = self.objective.terms, self.objective.settings.weights
-        named: dict[str, Tensor] = {}
-        if terms & {"prob", "ce"}:
-            embeds = embed(self.model, batch["input_ids"], batch["targets"].vision)
-            logits = self.model.lm_head(language_pass(self.model, embeds))
-            if "prob" in terms:
-                named["loss_prob"] = self._prob(logits, batch, counts)
-            if "ce" in terms:
-                named["loss_ce"] = self._answers(logits, batch, counts)
-        if "layer" in terms:
-            named["loss_layer"] = self._layer(batch, counts)
+        named = self._named(batch, counts, self.objective.terms)
+        weights = self.objective.settings.weights
         loss = sum(getattr(weights, name.removeprefix("loss_")) * value for name, value in named.items())
         return loss, named
 
@@ -108,53 +128,87 @@ class DistillTask:
         """Norm of each term's own gradient over all that is trained, for ``rows`` and unit weights; the ratio
         of these norms, not the weights alone, says how much a term counts."""
         batch = self.batch(rows, 0)
-        _, named = self.losses(batch, self.counts(batch))
+        counts = self.counts(batch)
         trained = [weight for weight in self.model.parameters() if weight.requires_grad]
         norms = {}
-        for name, value in named.items():
-            gradients = torch.autograd.grad(value, trained, retain_graph=True, allow_unused=True)
-            squares = [g.square().sum() for g in gradients if g is not None]
-            norms[name.removeprefix("loss_")] = float(torch.stack(squares).sum().sqrt())
+        for term in sorted(self.objective.terms):
+            (value,) = self._named(batch, counts, {term}).values()
+            gradients = torch.autograd.grad(value, trained, allow_unused=True)
+            squares = [g.float().square().sum() for g in gradients if g is not None]
+            norms[term] = float(torch.stack(squares).sum().sqrt())
         return norms
 
-    def _prob(self, logits: Tensor, batch: dict[str, Any], counts: dict[str, float]) -> Tensor:
-        settings, teacher = self.objective.settings, batch["targets"].teacher
-        if settings.reduction == "release":
-            value = losses.release_prob(logits, teacher, self.objective.divergence, settings.temperature)
-            return value / counts["micro_batches"]
-        each = losses.prob_divergence(logits, teacher, self.objective.divergence, settings.temperature)
-        return (each * batch["attention_mask"]).sum() / counts["tokens"]
+    def _named(self, batch: dict[str, Any], counts: dict[str, float], terms: Set[str]) -> dict[str, Tensor]:
+        """The micro-batch's share of each of ``terms``, as `loss_prob`."""
+        targets: Targets = batch["targets"]()
+        named: dict[str, Tensor] = {}
+        if "layer" in terms:
+            named["loss_layer"] = self._layer(targets.states, batch, counts)
+        targets.states = {}  # gigabytes, which the student's own pass may have
+        if terms & {"prob", "ce"}:
+            named |= self._from_head(targets, batch, counts, terms)
+        return named
 
-    def _answers(self, logits: Tensor, batch: dict[str, Any], counts: dict[str, float]) -> Tensor:
-        total = losses.answer_cross_entropy(logits, batch["labels"])
-        if self.objective.settings.reduction == "release":
-            return total / max(self.counts(batch)["answers"], 1) / counts["micro_batches"]
-        return total / counts["answers"]
+    def _from_head(
+        self, targets: Targets, batch: dict[str, Any], counts: dict[str, float], terms: Set[str]
+    ) -> dict[str, Tensor]:
+        """L_prob and L_ce, from the positions that they use."""
+        settings, kind = self.objective.settings, self.objective.divergence
+        release = settings.reduction == "release"
+        index, labels = _positions(batch, every="prob" in terms, padding=release)
+        embeds = embed(self.model, batch["input_ids"], targets.vision)
+        hidden = language_pass(self.model, embeds).flatten(0, 1).index_select(0, index)  # (n, d)
 
-    def _layer(self, batch: dict[str, Any], counts: dict[str, float]) -> Tensor:
+        def divergence(logits: Tensor, part: slice) -> Tensor:
+            return self.divergence(logits, targets.scores(index[part]), kind, settings.temperature)
+
+        prob, ce = head_sums(
+            hidden,
+            self.model.lm_head,
+            settings.head_chunk,
+            divergence if "prob" in terms else None,
+            labels if "ce" in terms else None,
+        )
+        if release:
+            prob = losses.release_total(prob, kind, len(batch["input_ids"]), len(index)) / counts["micro_batches"]
+            ce = ce / max(len(labels), 1) / counts["micro_batches"]
+        else:
+            prob, ce = prob / counts["tokens"], ce / counts["answers"]
+        return {f"loss_{name}": value for name, value in (("prob", prob), ("ce", ce)) if name in terms}
+
+    def _layer(self, states: dict[int, Tensor], batch: dict[str, Any], counts: dict[str, float]) -> Tensor:
         """Each Mamba-2 layer is fed the teacher's state at its input, so that no error of the layers before
         reaches it; norm and MLP need no gradient there, since neither they nor their input are trained.
 
-        The release compares the last layer after the final LayerNorm, which is frozen: the teacher's.
+        The release compares the last layer after the final LayerNorm, which is frozen: the teacher's. A layer's
+        gradients are taken at once, so that the activations of one layer are held at a time.
         """
-        settings, states, mask = self.objective.settings, batch["targets"].states, batch["attention_mask"]
+        settings, mask = self.objective.settings, batch["attention_mask"]
         text = self.model.model.language_model
         total = torch.zeros((), device=self.device)
         for index in self.layers:
-            output, target = text.layers[index](states[index]), states[index + 1]
+            layer = text.layers[index]
+            # Not a call of the layer: that would keep gradient checkpoints of what is used right away.
+            output = layer.forward(states[index].to(layer.input_layernorm.weight.dtype))
+            target = states[index + 1]
             if settings.reduction == "release":
                 if index == len(text.layers) - 1:
                     output, target = text.final_layernorm(output), text.final_layernorm(target)
-                value = losses.release_layer(output, target, settings.layer_divergence)
-                total = total + value / counts["micro_batches"]
+                value = losses.release_layer(output, target, settings.layer_divergence) / counts["micro_batches"]
             else:
                 each = losses.layer_divergence(output, target, settings.layer_divergence)
-                total = total + (each * mask).sum() / counts["tokens"]
+                value = (each * mask).sum() / counts["tokens"]
+            total = total + settle(value, [w for w in layer.parameters() if w.requires_grad])
         return total
 
+    @torch.no_grad()
     def _validation_batch(self, data: InMemoryDataset, teacher: Online, rows: np.ndarray) -> dict[str, Any]:
+        """What validation needs of a batch: of the teacher its last states at the answers alone."""
         batch = data.batch(rows, self.device)
-        return {**batch, "targets": teacher(rows, batch, [])}
+        targets = teacher(rows, batch, Needs(scores=True))()
+        index, labels = _positions(batch, every=False)
+        found = {"input_ids": batch["input_ids"], "vision": targets.vision, "scores": targets.scores.at(index)}
+        return {**found, "index": index, "labels": labels}
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -162,12 +216,40 @@ class DistillTask:
         self.model.eval()
         kl = ce = count = 0.0
         for batch in self.validation:
-            embeds = embed(self.model, batch["input_ids"], batch["targets"].vision)
-            logits = self.model.lm_head(language_pass(self.model, embeds))
-            answers = batch["labels"][:, 1:] != -100
-            each = losses.prob_divergence(logits[:, :-1], batch["targets"].teacher[:, :-1], "kl")
-            kl += float((each * answers).sum())
-            ce += float(losses.answer_cross_entropy(logits, batch["labels"]))
-            count += float(answers.sum())
-        self.model.train()
+            embeds = embed(self.model, batch["input_ids"], batch["vision"])
+            hidden = language_pass(self.model, embeds).flatten(0, 1).index_select(0, batch["index"])
+            places = torch.arange(len(hidden), device=self.device)
+
+            def divergence(logits: Tensor, part: slice, scores=batch["scores"], places=places) -> Tensor:
+                return losses.prob_divergence(logits, scores(places[part]), "kl")
+
+            size = self.objective.settings.head_chunk
+            sums = head_sums(hidden, self.model.lm_head, size, divergence, batch["labels"])
+            kl, ce = kl + float(sums[0]), ce + float(sums[1])
+            count += len(hidden)
+        self._train()
         return {"val_kl": kl / count, "val_ce": ce / count}
+
+    def _train(self) -> None:
+        """Dropout for what is trained; the frozen tower sees what the teacher's sees."""
+        self.model.train()
+        self.model.model.vision_tower.eval()
+
+
+def _positions(batch: dict[str, Any], every: bool, padding: bool = False) -> tuple[Tensor, Tensor]:
+    """Positions that the head is needed at, of all b l ones in a row, those first that predict an answer token.
+
+    Args:
+        every: all real positions; else only those that predict an answer token. padding: and what is not real too.
+
+    Returns:
+        Positions (n,), and the tokens (a,) that the first a of them predict.
+    """
+    following = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE).flatten()
+    answers = following != IGNORE
+    first = answers.nonzero()[:, 0]
+    labels = following[first]
+    if not every:
+        return first, labels
+    real = torch.ones_like(answers) if padding else batch["attention_mask"].flatten().bool()
+    return torch.cat([first, (real & ~answers).nonzero()[:, 0]]), labels

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.utils import logging
 
 import matvlm.models  # noqa: F401  registers the hybrid text models
@@ -138,3 +141,22 @@ def load_strictly(kind: type, folder: Path, **kwargs) -> PreTrainedModel:
             names = ", ".join(sorted(str(name) for name in info[wrong])[:5])
             raise UserError(f"{folder}: {wrong.replace('_', ' ')}: {names}")
     return model.eval()
+
+
+def stored_tensors(folder: Path, model: LlavaForConditionalGeneration) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of a folder that `check_folder` has found whole, one at a time, by their names in ``model``.
+
+    Raises:
+        UserError: a file that is no safetensors file.
+    """
+    renamings = get_model_conversion_mapping(model)
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                for stored in file.keys():  # noqa: SIM118
+                    name = stored
+                    for renaming in renamings:
+                        name, _ = renaming.rename_source_key(name)
+                    yield name, file.get_tensor(stored)
+        except SafetensorError as error:
+            raise UserError(f"{path}: {error}") from None

@@ -18,7 +18,8 @@ def vision_features(model: LlavaForConditionalGeneration, pixel_values: Tensor) 
 def embed(model: LlavaForConditionalGeneration, input_ids: Tensor, vision: Tensor) -> Tensor:
     """Inputs of the language model (b, l, d): token embeddings, with images through the connector."""
     embeds = model.get_input_embeddings()(input_ids)
-    images = model.model.multi_modal_projector(vision).to(embeds.dtype)
+    connector = model.model.multi_modal_projector
+    images = connector(vision.to(connector.linear_1.weight.dtype)).to(embeds.dtype)
     places = (input_ids == model.config.image_token_id)[..., None]
     return embeds.masked_scatter(places, images)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, Strict, model_validator
 
-from matvlm.validation import Fraction, Model, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from matvlm.validation import Flag, Fraction, Model, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 Beta = Annotated[float, Strict(), Field(ge=0, lt=1)]
 
@@ -91,3 +91,14 @@ class Distillation(Optimisation):
     """Conversations of the validation split that the validation losses are measured on, the first ones."""
     reduction: Literal["token", "release"] = "token"
     """token: means over tokens. release: the release's sums and norms (see docs/method.md)."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """tf32: float32 with TensorFloat-32 matrix products on a GPU. bfloat16: bfloat16 weights, with float32 copies
+    of those that are trained."""
+    gradient_checkpointing: Flag = False
+    """Compute a layer's activations a second time in the backward pass instead of keeping them: less memory, about
+    a quarter more time."""
+    compile: Flag = False
+    """Compile attention layers and divergence by torch.compile: faster on a GPU after a minute, slower for few
+    steps."""
+    head_chunk: PositiveInt = 1024
+    """Positions whose logits are held at a time; changes memory and speed, not results."""

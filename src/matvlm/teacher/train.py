@@ -63,12 +63,14 @@ def main(argv: list[str] | None = None) -> None:
         "val_hash": provenance.data_hash(args.val),
         "start_hash": provenance.model_hash(start) if start else "",
     }
+    # A run that stopped for want of memory goes on with a smaller micro-batch.
+    decisive = settings.model_dump(mode="json", exclude={"training": {"micro_batch_size"}})
     log = train(
         TeacherTask(model, data, questions, settings.training),
         settings.training,
         mixed_order(data, settings.training),
         seed=settings.training.seed,
-        state=args.state / provenance.settings_hash(configuration | started_from),
+        state=args.state / provenance.settings_hash(configuration | {"teacher": decisive} | started_from),
         title="train_teacher",
         tensorboard=args.tensorboard,
         cost=cost,

@@ -33,6 +33,8 @@ from matvlm.errors import Interrupted, UserError
 from matvlm.progress import progress
 from matvlm.provenance import Cost
 from matvlm.training import checkpoint, interrupt
+from matvlm.training.masters import Masters
+from matvlm.training.memory import advice
 
 LOG_COLUMNS = (
     "step",
@@ -94,13 +96,19 @@ def train(
 
     Raises:
         UserError: a loss that is not finite, or gradients that are not for more than `MAX_SKIPPED` steps on
-            end, which are skipped until then; the last good checkpoint stays in ``state``.
+            end, which are skipped until then; the last good checkpoint stays in ``state``. A GPU that runs out
+            of memory; a checkpoint of the last whole step is in ``state``.
         Interrupted: told to stop by SIGUSR2 or SIGTERM; a checkpoint of the step then running is in ``state``.
     """
     on_cpu = all(weight.device.type == "cpu" for weight in task.model.parameters())
     if "RANK" in os.environ:  # accelerate would set the number of threads by what the whole machine has
         os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    accelerator = Accelerator(mixed_precision="bf16" if settings.precision == "bfloat16" else "no", cpu=on_cpu)
+    trained = {name: weight for name, weight in task.model.named_parameters() if weight.requires_grad}
+    masters = Masters(trained)
+    weights = masters.weights
+    # Weights that are bfloat16 themselves need no autocast, which would only add conversions.
+    mixed = settings.precision == "bfloat16" and all(weight is trained[name] for name, weight in weights.items())
+    accelerator = Accelerator(mixed_precision="bf16" if mixed else "no", cpu=on_cpu)
     main, ranks = accelerator.is_main_process, accelerator.num_processes
     if ranks > settings.batch_size:
         raise UserError(f"batch_size {settings.batch_size} gives {ranks} processes nothing to do; use fewer")
@@ -108,7 +116,6 @@ def train(
     # Its backward gave gradients that were not a number for batches whose loss was fine (bf16, head size 32,
     # cuDNN of torch 2.11 on an H100); the flash kernel takes its place.
     torch.backends.cuda.enable_cudnn_sdp(False)
-    weights = {name: weight for name, weight in task.model.named_parameters() if weight.requires_grad}
     optimizer = torch.optim.AdamW(
         parameter_groups(weights, settings.weight_decay),
         lr=settings.learning_rate,
@@ -123,6 +130,7 @@ def train(
         min_lr_ratio=settings.min_learning_rate_ratio,
     )
     done = checkpoint.load_newest(state, weights, optimizer)
+    masters.publish()
     log = Log(tensorboard if main else None, start=0 if done is None else done.step + 1)
     if done is None:
         done = checkpoint.Progress(step=0, tokens=0, seconds=0.0, scheduler={}, log="")
@@ -140,65 +148,80 @@ def train(
         raise UserError(f"{state}: processes find different checkpoints here; it must be one folder for all nodes")
 
     tokens, start, skipped = done.tokens, time.perf_counter() - done.seconds, 0
+    step, unsaved = done.step, None
+    """The step under way, and the steps done if they are whole and in no checkpoint."""
 
     def load(step: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
         rows = order(step)[accelerator.process_index :: ranks]
         return rows, [task.batch(part, step) for part in _split(rows, settings.micro_batch_size)]
 
-    bar = progress(range(done.step, settings.steps), title, initial=done.step, total=settings.steps)
-    for step, (rows, batches) in zip(bar, _ahead(load, done.step, settings.steps), strict=True):
-        torch.manual_seed((seed << 32) + step)
-        counts = _reduce(accelerator, [task.counts(batch) for batch in batches])
-        means: dict[str, Tensor] = {}
-        for batch in batches:
-            with accelerator.autocast():
-                loss, named = task.losses(batch, counts)
-            accelerator.backward(loss)
-            for name, value in {"loss": loss, **named}.items():
-                means[name] = means.get(name, 0) + value.detach()
-        _sum_gradients(accelerator, weights)
-        norm = nn.utils.clip_grad_norm_(weights.values(), settings.max_grad_norm)
-        finite = bool(torch.isfinite(norm))
-        skipped = 0 if finite else skipped + 1
-        # The norm is the same in all processes, the loss is each one's own part: they must end together.
-        if skipped > MAX_SKIPPED or any(_each(accelerator, not torch.isfinite(means["loss"]))):
-            raise UserError(
-                f"{title}: loss {float(means['loss']):g} with gradient norm {float(norm):g} at step {step + 1}, "
-                f"rows {', '.join(map(str, rows[:8]))}…; the last good checkpoint is in {state}"
-            )
-        if not finite and main:
-            print(
-                f"warning: {title}: no update at step {step + 1}: gradient norm {float(norm):g}", file=sys.stderr
-            )
-        rate = scheduler.get_last_lr()[0]
-        if finite:
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        scheduler.step()
-        tokens += int(counts["tokens"])
+    def save(at: int) -> None:
+        seconds = time.perf_counter() - start
+        reached = checkpoint.Progress(at, tokens, seconds, _plain(scheduler.state_dict()), log.text())
+        checkpoint.save(state, reached, weights, optimizer)
 
-        at = step + 1
-        last = at == settings.steps
-        validates = last or at % settings.validate_every == 0
-        validated = task.validate() if validates and main else {}
-        if validates or at % settings.log_every == 0:
-            values = {name: float(accelerator.reduce(value, "sum")) for name, value in means.items()}
-            seconds = time.perf_counter() - start
-            log.add(step=at, tokens=tokens, lr=rate, grad_norm=float(norm), seconds=seconds, **values, **validated)
-            bar.set_postfix(loss=f"{values['loss']:.4f}", **{k: f"{v:.4f}" for k, v in validated.items()})
-        stops = not last and any(_each(accelerator, interrupt.asked()))
-        if main and (last or stops or at % settings.save_every == 0):
-            reached = checkpoint.Progress(
-                at, tokens, time.perf_counter() - start, _plain(scheduler.state_dict()), log.text()
-            )
-            checkpoint.save(state, reached, weights, optimizer)
-        if stops:
-            bar.close()
-            log.close()
-            accelerator.wait_for_everyone()  # one process that ends may take the others with it
-            raise Interrupted(
-                f"{title}: interrupted at step {at} of {settings.steps}; the state to resume from is in {state}"
-            )
+    bar = progress(range(done.step, settings.steps), title, initial=done.step, total=settings.steps)
+    try:
+        for step, (rows, batches) in zip(bar, _ahead(load, done.step, settings.steps), strict=True):
+            torch.manual_seed((seed << 32) + step)
+            counts = _reduce(accelerator, [task.counts(batch) for batch in batches])
+            parts: list[dict[str, Tensor]] = []
+            for batch in batches:
+                with accelerator.autocast():
+                    loss, named = task.losses(batch, counts)
+                accelerator.backward(loss)
+                masters.collect()
+                parts.append({name: value.detach() for name, value in {"loss": loss, **named}.items()})
+            _sum_gradients(accelerator, weights)
+            norm = nn.utils.clip_grad_norm_(weights.values(), settings.max_grad_norm)
+            finite = bool(torch.isfinite(norm))
+            skipped = 0 if finite else skipped + 1
+            means = {name: sum(part[name] for part in parts) for name in parts[0]}
+            # The norm is the same in all processes, the loss is each one's own part: they must end together.
+            if skipped > MAX_SKIPPED or any(_each(accelerator, not torch.isfinite(means["loss"]))):
+                found = f"loss {float(means['loss']):g} with gradient norm {float(norm):g} at step {step + 1}"
+                batch = _culprit(rows, parts, settings.micro_batch_size)
+                raise UserError(f"{title}: {found}, {batch}; the last good checkpoint is in {state}")
+            if not finite and main:
+                problem = f"no update at step {step + 1}: gradient norm {float(norm):g}"
+                print(f"warning: {title}: {problem}", file=sys.stderr)
+            rate = scheduler.get_last_lr()[0]
+            unsaved = None
+            if finite:
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            masters.publish()
+            scheduler.step()
+            tokens += int(counts["tokens"])
+
+            at = step + 1
+            last = at == settings.steps
+            validates = last or at % settings.validate_every == 0
+            validated = task.validate() if validates and main else {}
+            if validates or at % settings.log_every == 0:
+                values = {name: float(accelerator.reduce(value, "sum")) for name, value in means.items()}
+                seconds = time.perf_counter() - start
+                log.add(
+                    step=at, tokens=tokens, lr=rate, grad_norm=float(norm), seconds=seconds, **values, **validated
+                )
+                bar.set_postfix(loss=f"{values['loss']:.4f}", **{k: f"{v:.4f}" for k, v in validated.items()})
+            stops = not last and any(_each(accelerator, interrupt.asked()))
+            unsaved = at
+            if last or stops or at % settings.save_every == 0:
+                if main:
+                    save(at)
+                unsaved = None
+            if stops:
+                bar.close()
+                log.close()
+                accelerator.wait_for_everyone()  # one process that ends may take the others with it
+                where = f"step {at} of {settings.steps}; the state to resume from is in {state}"
+                raise Interrupted(f"{title}: interrupted at {where}")
+    except torch.OutOfMemoryError:
+        if main and unsaved is not None:
+            save(unsaved)
+        kept = f"; the state to resume from is in {state}" if any(state.glob("step-*")) else ""
+        raise UserError(f"{title}: out of GPU memory at step {step + 1}: {advice(settings)}{kept}") from None
     log.close()
     return log.text()
 
@@ -262,6 +285,16 @@ def _number(value: float) -> str:
 
 def _split(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
     return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def _culprit(rows: np.ndarray, parts: list[dict[str, Tensor]], size: int) -> str:
+    """The rows of the first micro-batch whose loss is not finite, or of all of them where there is none."""
+    for part, found in zip(_split(rows, size), parts, strict=True):
+        if not torch.isfinite(found["loss"]):
+            rows = part
+            break
+    more = "…" if len(rows) > 8 else ""
+    return f"rows {', '.join(map(str, rows[:8]))}{more}"
 
 
 def _ahead(load: Callable[[int], Any], start: int, stop: int) -> Iterator[Any]:

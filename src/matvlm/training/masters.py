@@ -1,0 +1,43 @@
+"""Float32 copies of weights that are trained in a shorter type.
+
+The steps of an optimizer are smaller than what bfloat16 resolves. So it moves copies in float32, and the model's
+weights are those rounded; gradients of micro-batches are added up in float32 too.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class Masters:
+    """What the optimizer moves.
+
+    Attributes:
+        weights: by name, float32 copies of the parameters that are shorter, and the others themselves.
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter]) -> None:
+        self.weights = {
+            name: nn.Parameter(parameter.detach().float()) if parameter.dtype.itemsize < 4 else parameter
+            for name, parameter in parameters.items()
+        }
+        self._pairs = [
+            (parameter, self.weights[name])
+            for name, parameter in parameters.items()
+            if self.weights[name] is not parameter
+        ]
+
+    def collect(self) -> None:
+        """After a backward pass: take its gradients over and away from the model."""
+        for parameter, master in self._pairs:
+            if parameter.grad is not None:
+                gradient = parameter.grad.float()
+                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+                parameter.grad = None
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """After a step: give the model its weights."""
+        for parameter, master in self._pairs:
+            parameter.copy_(master)
