@@ -25,7 +25,8 @@ rule profile:
             else f"--architecture {shlex.quote(PRESET.teacher.model_dump_json())}"
         ),
         out=subpath(output[0], parent=True),
+        state=f"runs/{CONFIG.preset}/state/profile.jsonl",
         code=code_hash("matvlm.profiling.run"),
     shell:
         "workflow/scripts/logged {log} python -m matvlm.profiling.run"
-        " --settings {params.settings:q} {params.model} --out {params.out}"
+        " --settings {params.settings:q} {params.model} --state {params.state} --out {params.out}"

@@ -193,7 +193,7 @@ class DistillTask:
             target = states[index + 1]
             if settings.reduction == "release":
                 if index == len(text.layers) - 1:
-                    output, target = text.final_layernorm(output), text.final_layernorm(target)
+                    output, target = text.final_norm(output), text.final_norm(target)
                 value = losses.release_layer(output, target, settings.layer_divergence) / counts["micro_batches"]
             else:
                 each = losses.layer_divergence(output, target, settings.layer_divergence)

@@ -27,6 +27,7 @@ from matvlm import config, provenance
 from matvlm.errors import UserError, one_line
 from matvlm.files import write_json, written_aside
 from matvlm.profiling.points import SAME, Point, points_of, runtimes_of
+from matvlm.profiling.state import Key, Measured, Row
 from matvlm.progress import progress
 
 if TYPE_CHECKING:
@@ -57,9 +58,6 @@ PRELOADED = ("matvlm.ops.mamba_path", "matvlm.ops.decode.linear")
 """Modules that take seconds to import; where they cannot be, they are passed over."""
 PROCESSES = Lock()
 TEACHER = "teacher"
-Row = dict[str, object]
-Key = tuple[int, Point, str, str, str]
-"""Repeat, point, protocol, subject and runtime of a measurement."""
 
 
 def profile(
@@ -67,12 +65,14 @@ def profile(
     teacher: Path | None,
     architecture: config.RandomTeacher | None,
     devices: list[str],
+    state: Path | None = None,
 ) -> dict[str, dict[str, object]]:
     """Measure the teacher and a hybrid of it for each layout of ``settings``.
 
     Args:
         teacher: its folder, or none where its ``architecture`` is to have random weights.
         devices: torch devices, or `auto`.
+        state: file to keep what is measured in, and to go on from.
 
     Returns:
         By `teacher` or layout: `step`, `rows`, `provenance` and `cost`.
@@ -90,7 +90,13 @@ def profile(
         for repeat, point, protocol in product(range(settings.repeats), points_of(settings), settings.protocols)
         if protocol == SAME or point.batch == min(settings.batch_sizes)
     ]
-    found: dict[Key, Row] = {}
+    origin = provenance.describe(
+        {"profile": settings.model_dump(mode="json"), **_described(architecture)},
+        teacher=teacher,
+        device=devices[0],
+        kernel_path=_kernel_path(devices[0]),
+    )
+    found = Measured(state, origin)
     seconds = dict.fromkeys(subjects, 0.0)
     free: SimpleQueue[str] = SimpleQueue()
     for device in devices:
@@ -101,10 +107,10 @@ def profile(
         try:
             for subject in subjects:
                 for runtime in runtimes_of(settings, protocol, subject == TEACHER):
-                    key = (repeat, point, protocol, subject, runtime)
-                    first = found.get((0, *key[1:]))
-                    if first is not None and "decode_tokens_per_s" not in first:
-                        continue  # it will not run the second time either
+                    key = Key(repeat, point, protocol, subject, runtime)
+                    first = found.get(key.first)
+                    if key in found or (first is not None and "decode_tokens_per_s" not in first):
+                        continue  # what did not run the first time will not the second time either
                     start = time.perf_counter()
                     layout = None if subject == TEACHER else subject
                     job = (settings, teacher, architecture, layout, protocol, runtime, point, device, repeat == 0)
@@ -124,16 +130,10 @@ def profile(
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-    origin = provenance.describe(
-        {"profile": settings.model_dump(mode="json"), **_described(architecture)},
-        teacher=teacher,
-        device=devices[0],
-        kernel_path=_kernel_path(devices[0]),
-    )
     documents = {}
     for subject in subjects:
-        keys = sorted((key for key in found if key[3] == subject), key=list(found).index)
-        rows = [_row(found, key) for key in sorted(keys, key=lambda key: key[0])]
+        keys = sorted((key for key in found if key.subject == subject), key=lambda key: key.repeat)
+        rows = [_row(found[key.first], found[key], key) for key in keys]
         documents[subject] = {
             "step": "profile",
             "rows": rows,
@@ -153,18 +153,17 @@ def _kernel_path(device: str) -> str:
     return kernel_path(device)
 
 
-def _row(found: dict[Key, Row], key: Key) -> Row:
-    repeat, point, protocol, subject, _ = key
-    first, measured = found[(0, *key[1:])], found[key]
+def _row(first: Row, measured: Row, key: Key) -> Row:
+    point, subject = key.point, key.subject
     return {
         "model": TEACHER if subject == TEACHER else "student",
         "layout": "" if subject == TEACHER else subject,
-        "protocol": protocol,
+        "protocol": key.protocol,
         "runtime": measured["runtime"],
         "batch": point.batch,
         "prompt_tokens": point.prompt_tokens,
         "generated_tokens": point.generated_tokens,
-        "repeat": repeat,
+        "repeat": key.repeat,
         **{name: measured.get(name) for name in TIMES},
         **{name: first.get(name) for name in ONCE},
     }
@@ -218,13 +217,16 @@ def main(argv: list[str] | None = None) -> None:
     model.add_argument("--architecture", help="JSON of matvlm.config.RandomTeacher, for random weights")
     parser.add_argument("--device", default="auto", help="torch device, or several with commas between")
     parser.add_argument("--out", type=Path, required=True, help="folder for teacher.json and {layout}.json")
+    parser.add_argument("--state", type=Path, help="file to keep what is measured in, and to go on from")
     args = parser.parse_args(argv)
     settings = config.parse_settings(config.Profile, args.settings)
     architecture = config.parse_settings(config.RandomTeacher, args.architecture) if args.architecture else None
-    documents = profile(settings, args.teacher, architecture, args.device.split(","))
+    documents = profile(settings, args.teacher, architecture, args.device.split(","), args.state)
     with written_aside(args.out) as aside:
         for subject, document in documents.items():
             write_json(aside / f"{subject}.json", document)
+    if args.state is not None:
+        args.state.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
