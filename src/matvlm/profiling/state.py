@@ -13,7 +13,7 @@ Row = dict[str, object]
 
 
 class Key(NamedTuple):
-    """Names a measurement. ``subject``: `teacher` or a layout. ``runtime``: as asked for; empty: the shared one."""
+    """Names a measurement. ``subject``: `teacher` or a layout. ``runtime``: as asked for; empty: shared."""
 
     repeat: int
     point: Point
