@@ -70,6 +70,8 @@ def measure(job: Job) -> Row:
     """
     torch.set_num_threads(job.settings.threads)
     device = pick_device(job.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # events and kernels go to the current one
     row: Row = {"runtime": job.runtime, "copy_bandwidth_bytes_per_s": copy_bandwidth(device)}
     try:
         model = _build(job, device)
