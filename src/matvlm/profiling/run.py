@@ -26,38 +26,17 @@ from typing import TYPE_CHECKING
 from matvlm import config, provenance
 from matvlm.errors import UserError, one_line
 from matvlm.files import write_json, written_aside
-from matvlm.profiling.points import SAME, Point, points_of, runtimes_of
+from matvlm.profiling.documents import TEACHER, documents, turns
+from matvlm.profiling.points import SAME, Point, points_of
 from matvlm.profiling.state import Key, Measured, Row
 from matvlm.progress import progress
 
 if TYPE_CHECKING:
     from matvlm.profiling.point import Job
 
-TIMES = (
-    "prefill_s",
-    "context_prefill_s",
-    "decode_tokens_per_s",
-    "first_decode_tokens_per_s",
-    "copy_bandwidth_bytes_per_s",
-    "bandwidth_limit_tokens_per_s",
-)
-ONCE = (
-    "generated_decode_tokens_per_s",
-    "energy_j_per_token",
-    "peak_memory_bytes",
-    "reserved_memory_bytes",
-    "device_memory_bytes",
-    "predicted_memory_bytes",
-    "weight_bytes",
-    "cache_bytes",
-    "beyond_positions",
-    "note",
-)
-"""Columns that are the same in every repeat, or too dear for more: the first one's stand in the others."""
 PRELOADED = ("matvlm.ops.mamba_path", "matvlm.ops.decode.linear")
 """Modules that take seconds to import; where they cannot be, they are passed over."""
 PROCESSES = Lock()
-TEACHER = "teacher"
 
 
 def profile(
@@ -84,20 +63,18 @@ def profile(
     from matvlm.training.device import pick_device
 
     devices = [str(pick_device(device)) for device in devices]
-    subjects = (TEACHER, *settings.layouts)
     rounds = [
         (repeat, point, protocol)
         for repeat, point, protocol in product(range(settings.repeats), points_of(settings), settings.protocols)
         if protocol == SAME or point.batch == min(settings.batch_sizes)
     ]
     origin = provenance.describe(
-        {"profile": settings.model_dump(mode="json"), **_described(architecture)},
+        _described(settings, architecture),
         teacher=teacher,
         device=devices[0],
         kernel_path=_kernel_path(devices[0]),
     )
     found = Measured(state, origin)
-    seconds = dict.fromkeys(subjects, 0.0)
     free: SimpleQueue[str] = SimpleQueue()
     for device in devices:
         free.put(device)
@@ -105,17 +82,16 @@ def profile(
     def measure(repeat: int, point: Point, protocol: str) -> None:
         device = free.get()
         try:
-            for subject in subjects:
-                for runtime in runtimes_of(settings, protocol, subject == TEACHER):
-                    key = Key(repeat, point, protocol, subject, runtime)
-                    first = found.get(key.first)
-                    if key in found or (first is not None and "decode_tokens_per_s" not in first):
-                        continue  # what did not run the first time will not the second time either
-                    start = time.perf_counter()
-                    layout = None if subject == TEACHER else subject
-                    job = (settings, teacher, architecture, layout, protocol, runtime, point, device, repeat == 0)
-                    found[key] = _in_own_process(job)
-                    seconds[subject] += time.perf_counter() - start
+            for key in turns(settings, found, Key(repeat, point, protocol, TEACHER, "")):
+                if key in found:
+                    continue
+                start = time.perf_counter()
+                layout = None if key.subject == TEACHER else key.subject
+                first = repeat == 0
+                row = _in_own_process(
+                    settings, teacher, architecture, layout, protocol, key.runtime, point, device, first
+                )
+                found[key] = {**row, "seconds": round(time.perf_counter() - start, 3)}
         finally:
             free.put(device)
 
@@ -130,21 +106,13 @@ def profile(
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-    documents = {}
-    for subject in subjects:
-        keys = sorted((key for key in found if key.subject == subject), key=lambda key: key.repeat)
-        rows = [_row(found[key.first], found[key], key) for key in keys]
-        documents[subject] = {
-            "step": "profile",
-            "rows": rows,
-            "provenance": origin,
-            "cost": _cost(seconds[subject], rows, devices[0]),
-        }
-    return documents
+    return documents(settings, found)
 
 
-def _described(architecture: config.RandomTeacher | None) -> dict[str, object]:
-    return {} if architecture is None else {"architecture": architecture.model_dump(mode="json")}
+def _described(settings: config.Profile, architecture: config.RandomTeacher | None) -> dict[str, object]:
+    """What a run is configured with."""
+    random = {} if architecture is None else {"architecture": architecture.model_dump(mode="json")}
+    return {"profile": settings.model_dump(mode="json"), **random}
 
 
 def _kernel_path(device: str) -> str:
@@ -153,32 +121,7 @@ def _kernel_path(device: str) -> str:
     return kernel_path(device)
 
 
-def _row(first: Row, measured: Row, key: Key) -> Row:
-    point, subject = key.point, key.subject
-    return {
-        "model": TEACHER if subject == TEACHER else "student",
-        "layout": "" if subject == TEACHER else subject,
-        "protocol": key.protocol,
-        "runtime": measured["runtime"],
-        "batch": point.batch,
-        "prompt_tokens": point.prompt_tokens,
-        "generated_tokens": point.generated_tokens,
-        "repeat": key.repeat,
-        **{name: measured.get(name) for name in TIMES},
-        **{name: first.get(name) for name in ONCE},
-    }
-
-
-def _cost(seconds: float, rows: list[Row], device: str) -> dict[str, float | int]:
-    """Of the measuring processes, not of this one, which holds no model."""
-    on_gpu = device.startswith("cuda")
-    column = "peak_memory_bytes" if on_gpu else "device_memory_bytes"
-    peak = max((row[column] or 0 for row in rows), default=0)
-    wall = round(seconds, 3)
-    return {"wall_s": wall, "gpu_s": wall if on_gpu else 0.0, "peak_memory_bytes": peak}
-
-
-def _in_own_process(arguments: tuple) -> Row:
+def _in_own_process(*arguments: object) -> Row:
     """What `matvlm.profiling.point.measure` finds of a `Job` with these fields."""
     from matvlm.profiling import point
 
@@ -207,6 +150,16 @@ def _in_own_process(arguments: tuple) -> Row:
     raise RuntimeError(f"{job.point} of {job.layout or TEACHER} failed with status {process.exitcode}")
 
 
+def _held(state: Path | None, settings: config.Profile, architecture: config.RandomTeacher | None) -> Measured:
+    """What a state file holds, if it is of these settings."""
+    if state is None:
+        raise UserError("--as-measured: needs --state, the file that holds what was measured")
+    found = Measured.load(state)
+    if found.of["config_hash"] != provenance.settings_hash(_described(settings, architecture)):
+        raise UserError(f"{state}: was measured with other settings")
+    return found
+
+
 @one_line
 def main(argv: list[str] | None = None) -> None:
     """Measure speed and memory of the teacher and its hybrids, and write a file for each to a folder."""
@@ -218,14 +171,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", help="torch device, or several with commas between")
     parser.add_argument("--out", type=Path, required=True, help="folder for teacher.json and {layout}.json")
     parser.add_argument("--state", type=Path, help="file to keep what is measured in, and to go on from")
+    parser.add_argument("--as-measured", action="store_true", help="measure no more, write what --state holds")
     args = parser.parse_args(argv)
     settings = config.parse_settings(config.Profile, args.settings)
     architecture = config.parse_settings(config.RandomTeacher, args.architecture) if args.architecture else None
-    documents = profile(settings, args.teacher, architecture, args.device.split(","), args.state)
+    if args.as_measured:
+        made = documents(settings, _held(args.state, settings, architecture))
+    else:
+        made = profile(settings, args.teacher, architecture, args.device.split(","), args.state)
     with written_aside(args.out) as aside:
-        for subject, document in documents.items():
+        for subject, document in made.items():
             write_json(aside / f"{subject}.json", document)
-    if args.state is not None:
+    if args.state is not None and not args.as_measured:
         args.state.unlink(missing_ok=True)
 
 

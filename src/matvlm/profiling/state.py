@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
+from matvlm.errors import UserError
 from matvlm.profiling.points import Point
 
 Row = dict[str, object]
@@ -32,25 +34,37 @@ class Measured(dict[Key, Row]):
 
     Args:
         path: of the file, one JSON a line; none keeps nothing. What it holds counts if its first line is
-            ``of``, whatever decides what is measured; else it begins anew.
+            ``of``, the provenance of all rows; else it begins anew.
     """
 
-    def __init__(self, path: Path | None, of: object) -> None:
+    def __init__(self, path: Path | None, of: Row) -> None:
         super().__init__()
-        self.path = path
+        self.path, self.of = path, of
         if path is None:
             return
-        head = json.dumps(of, sort_keys=True)
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        if lines[:1] != [head]:
+        head, *lines = _lines(path)
+        if head == of:
+            self._take(lines)
+        else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(head + "\n", encoding="utf-8")
-            return
-        for line in lines[1:]:
-            try:
-                key, row = json.loads(line)
-            except ValueError:  # the line that was being written when the run ended
-                continue
+            path.write_text(json.dumps(of, sort_keys=True) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Measured:
+        """What a file holds, whatever it is of.
+
+        Raises:
+            UserError: it is no such file.
+        """
+        head, *lines = _lines(path)
+        if not isinstance(head, dict) or "config_hash" not in head:
+            raise UserError(f"{path}: missing, or not what profiling keeps while it measures")
+        found = cls(None, head)
+        found._take(lines)
+        return found
+
+    def _take(self, lines: list) -> None:
+        for key, row in lines:
             repeat, point, *names = key
             super().__setitem__(Key(repeat, Point(**point), *names), row)
 
@@ -60,3 +74,12 @@ class Measured(dict[Key, Row]):
             line = json.dumps([[key.repeat, asdict(key.point), key.protocol, key.subject, key.runtime], row])
             with open(self.path, "a", encoding="utf-8") as stream:
                 stream.write("\n" + line)  # after a line that may have been cut short
+
+
+def _lines(path: Path) -> list:
+    """The JSON of each line, without one that was being written when the run ended; at least one, or None."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found or [None]
