@@ -54,9 +54,13 @@ def ran(row: Row | None) -> bool:
 
 
 def documents(settings: config.Profile, found: Measured) -> dict[str, dict[str, object]]:
-    """By `teacher` or layout: `step`, `rows`, `provenance` and `cost`. A round in which not every model has had
-    its turn is left out, lest figures of different moments are compared."""
-    whole = [key for key in found if all(turn in found for turn in turns(settings, found, key))]
+    """By `teacher` or layout: `step`, `rows`, `provenance` and `cost`. A model's turns in a round in which the
+    teacher did not have all of its own are left out, lest figures of different moments are compared."""
+    whole = [
+        key
+        for key in found
+        if all(turn in found for turn in turns(settings, found, key) if turn.subject in (TEACHER, key.subject))
+    ]
     return {
         subject: _document(found, [key for key in whole if key.subject == subject])
         for subject in subjects_of(settings)
@@ -66,7 +70,8 @@ def documents(settings: config.Profile, found: Measured) -> dict[str, dict[str, 
 def _document(found: Measured, keys: Iterable[Key]) -> dict[str, object]:
     keys = sorted(keys, key=lambda key: key.repeat)
     rows = [_row(found[key.first], found[key], key) for key in keys]
-    seconds = sum(float(found[key].get("seconds", 0)) for key in keys)
+    known = [found[key].get("seconds") for key in keys]
+    seconds = None if None in known else sum(known)
     return {"step": "profile", "rows": rows, "provenance": found.of, "cost": _cost(seconds, rows, found.of)}
 
 
@@ -86,10 +91,10 @@ def _row(first: Row, measured: Row, key: Key) -> Row:
     }
 
 
-def _cost(seconds: float, rows: list[Row], origin: Row) -> Row:
-    """Of the measuring processes, not of the one that starts them, which holds no model."""
+def _cost(seconds: float | None, rows: list[Row], origin: Row) -> Row:
+    """Of the measuring processes, not of the one that starts them, which holds no model; ``seconds`` if known."""
     on_gpu = not str(origin["device"]).startswith("cpu")
     column = "peak_memory_bytes" if on_gpu else "device_memory_bytes"
     peak = max((row[column] or 0 for row in rows), default=0)
-    wall = round(seconds, 3)
+    wall = None if seconds is None else round(seconds, 3)
     return {"wall_s": wall, "gpu_s": wall if on_gpu else 0.0, "peak_memory_bytes": peak}

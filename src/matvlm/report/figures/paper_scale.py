@@ -73,6 +73,7 @@ def draw(frame: pd.DataFrame, quantity: Quantity) -> Figure:
     for row, batch in zip(grid, batches, strict=True):
         for axes, protocol in zip(row, protocols, strict=True):
             points = panels.get((protocol, batch), [])
+            axes.set_visible(bool(points))
             series = lines.collect(frame, points, layouts, quantity.column, quantity.scale)
             bounds = lines.collect(frame, points, layouts, quantity.bound, quantity.scale)
             paper = quantity.paper if batch == 1 and protocol == protocols[-1] else {}
@@ -82,8 +83,11 @@ def draw(frame: pd.DataFrame, quantity: Quantity) -> Figure:
         _vertical_axis(row[0], quantity)
     lines.check(drawn, frame, quantity.column)
     tokens = {point.generated_tokens for points in panels.values() for point in points}
-    for axes in grid.flat:
-        style.token_axis(axes, tokens, "generated tokens" if axes in grid[-1] else "")
+    for column in grid.T:
+        lowest = [axes for axes in column if axes.get_visible()][-1]
+        for axes in column:
+            style.token_axis(axes, tokens, "generated tokens" if axes is lowest else "")
+        lowest.tick_params(labelbottom=True)
     entries = lines.handles(layouts, failed=any(map(lines.has_failures, drawn)))
     entries.append(Line2D([], [], color=style.MUTED, **quantity.computed, label=quantity.bound_name))
     style.legend(figure, entries, columns=-(-len(entries) // 2))
