@@ -204,12 +204,13 @@ def _section(point: Point, at: list[Point]) -> str:
 
 def _notes(profile: pd.DataFrame, headers: list[str], settings: Report) -> Iterator[str]:
     key = ["protocol", "runtime", *measured.PLACE, "model", "layout"]
-    many = str(profile.groupby(key).size().max())
+    counts = profile[profile["note"] == ""].dropna(subset=[RATE]).groupby(key).size()
+    many, upto = str(counts.max()), "up to " * (counts.nunique() > 1)
     context = "Context: prompt (image included) + generated tokens."
     if "Generated tokens" in headers:
         context = f"The prompt has {profile['prompt_tokens'].iloc[0]:,} tokens, image included."
     yield (
-        f"Medians of {many} repeat{'s' * (many != '1')}; in brackets the smallest and the largest, of a ratio "
+        f"Medians of {upto}{many} repeat{'s' * (many != '1')}; in brackets the smallest and the largest, of a ratio "
         f"what these allow at most. {context}"
     )
     if "Layers replaced" not in headers and (names := layouts(profile)):
