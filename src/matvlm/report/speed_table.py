@@ -210,8 +210,8 @@ def _notes(profile: pd.DataFrame, headers: list[str], settings: Report) -> Itera
     if "Generated tokens" in headers:
         context = f"The prompt has {profile['prompt_tokens'].iloc[0]:,} tokens, image included."
     yield (
-        f"Medians of {upto}{many} repeat{'s' * (many != '1')}; in brackets the smallest and the largest, of a ratio "
-        f"what these allow at most. {context}"
+        f"Medians of {upto}{many} repeat{'s' * (many != '1')}; in brackets the smallest and the largest, of a "
+        f"ratio what these allow at most. {context}"
     )
     if "Layers replaced" not in headers and (names := layouts(profile)):
         replaced = ", ".join(f"{name} {settings.replaced(name)}" for name in names)
