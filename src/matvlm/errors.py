@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -19,10 +20,12 @@ class Interrupted(Exception):
 def one_line(main: Callable[..., int | None]) -> Callable[..., int]:
     """Wrap a command's `main`: a `UserError` becomes one line on stderr and exit status 2; a full disk, a
     missing file or a refused permission one line and status 1; a training told to stop one line and status 75
-    (EX_TEMPFAIL: try again)."""
+    (EX_TEMPFAIL: try again). What the library logs goes to stderr, a line each."""
 
     @functools.wraps(main)
     def wrapped(*args: object, **kwargs: object) -> int:
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("matvlm").setLevel(logging.INFO)
         try:
             return main(*args, **kwargs) or 0
         except UserError as error:

@@ -2,105 +2,127 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
+import copy
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import time
 
 import pytest
 import torch
+from profiling_models import HEADS, IMAGE_TOKENS, LAYERS, WIDTH, build, make_job, make_settings
 
-from matvlm.config import EmbeddedTeacher, Profile, TeacherTraining, TextArchitecture, VisionArchitecture
-from matvlm.data.processor import build_processor
-from matvlm.data.tokenizer import build_tokenizer
 from matvlm.errors import UserError
-from matvlm.models.folder import save_model
-from matvlm.models.initialise import build_student
-from matvlm.profiling import measure, point, run
-from matvlm.profiling.points import Point, points_of
-from matvlm.provenance import COLUMNS, COST_COLUMNS
-from matvlm.report.collect import collect_profile
-from matvlm.teacher.build import build_teacher
+from matvlm.models.filled_cache import filled_cache
+from matvlm.profiling import generated, measure, point
+from matvlm.profiling.energy import energy_j
+from matvlm.profiling.points import GENERATE, PAPER, SAME, Point, points_of, runtimes_of
 
-IMAGE_TOKENS, LAYERS, WIDTH, HEADS, LONGEST = 16, 4, 32, 2, 256
-SETTINGS = {"layouts": [], "prompt_tokens": [20], "generated_tokens": [16], "decode_steps": 4, "warmup_steps": 1}
+CPU = torch.device("cpu")
+LAYOUTS = [None, "even-25", "even-75", "even-100"]
 
 
 @pytest.fixture(scope="module")
 def teacher():
-    tokenizer = build_tokenizer()
-    training = TeacherTraining(
-        steps=1, batch_size=1, micro_batch_size=1, learning_rate=1, warmup_steps=0, decay_steps=0
-    )
-    architecture = EmbeddedTeacher(
-        source="train",
-        vision=VisionArchitecture(
-            image_size=64, patch_size=16, hidden_size=32, intermediate_size=64, layers=2, heads=2
-        ),
-        text=TextArchitecture(
-            hidden_size=WIDTH,
-            intermediate_size=64,
-            layers=LAYERS,
-            heads=HEADS,
-            kv_heads=HEADS,
-            max_position_embeddings=LONGEST,
-        ),
-        training=training,
-    )
-    ids = {"image": tokenizer.convert_tokens_to_ids("<image>"), "eos": tokenizer.eos_token_id}
-    ids["pad"] = tokenizer.pad_token_id
-    return build_teacher(architecture, vocab_size=len(tokenizer), token_ids=ids, seed=0).eval()
+    return build(None)
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def model(request):
+    return build(request.param)
 
 
 @pytest.fixture(scope="module")
-def folder(teacher, tmp_path_factory):
-    out = tmp_path_factory.mktemp("model") / "teacher"
-    save_model(teacher, out, {}, processor=build_processor(build_tokenizer(), 64, 16))
-    return out
+def double(model):
+    """In float64, so that only rounding of `generate`'s logits to float32 is left."""
+    return copy.deepcopy(model).double()
 
 
-@pytest.fixture(scope="module", params=["teacher", "even-25", "even-75", "even-100"])
-def model(request, teacher):
-    return teacher if request.param == "teacher" else build_student(teacher, request.param, "attention", 0)
+@contextlib.contextmanager
+def watched(model):
+    """The model's forward passes: (tokens that entered, tokens in the cache afterwards, last logits)."""
+    passes = []
+
+    def note(module, args, kwargs, out):
+        passes.append((kwargs["input_ids"].shape[1], out.past_key_values.get_seq_length(), out.logits[:, -1]))
+
+    handle = model.register_forward_hook(note, with_kwargs=True)
+    yield passes
+    handle.remove()
 
 
-def make_settings(**changed):
-    return Profile.model_validate(SETTINGS | changed)
-
-
-def test_the_measured_loop_is_generation(model, monkeypatch):
-    """Prompt pass, cache filled in portions and single steps give the logits of `generate` on the same tokens."""
-    model = build_double(model)
-    monkeypatch.setattr(measure, "FILL_CHUNK", 7)
-    inputs = measure.make_inputs(model, Point(prompt_tokens=20, generated_tokens=30, batch=2))
-    cache, token = measure.prompt_pass(model, inputs)
-    token = measure.fill(model, cache, token, inputs.following[:, :25])
-    logits = []
-    for _ in range(6):
-        logits.append(measure.decode_step(model, cache, token)[:, -1])
-        token = measure.next_token(logits[-1][:, None])
-
-    ids = torch.cat([inputs.prompt, inputs.following[:, :25]], dim=1)
-    expected = model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        pixel_values=inputs.pixels,
-        max_new_tokens=7,
+def generate(model, count, **given):
+    """The logits of ``count`` tokens that `generate` finds greedily."""
+    return model.generate(
+        **given,
+        attention_mask=torch.ones_like(given["input_ids"]),
+        max_new_tokens=count,
         do_sample=False,
         eos_token_id=-1,
         output_logits=True,
         return_dict_in_generate=True,
-    )
-    # generate's first logits are those after the last given token: ours begin one later.
-    for found, wanted in zip(logits, expected.logits[1:], strict=True):
-        torch.testing.assert_close(found, wanted.double(), rtol=0, atol=1e-6)
+    ).logits
 
 
-def build_double(model):
-    """A copy in float64, so that only rounding of `generate`'s logits to float32 is left."""
-    copy = type(model)(model.config)
-    copy.load_state_dict(model.state_dict())
-    return copy.double().eval()
+def assert_equal_logits(found, expected):
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs.double(), rtol=0, atol=1e-6)
+
+
+def test_the_measured_loop_is_generation(double):
+    """Prompt pass and single steps give the logits of `generate` on the same tokens."""
+    at = Point(prompt_tokens=20, generated_tokens=30, batch=2)
+    inputs, runtime = measure.make_inputs(double, at), measure.Plain(double, at)
+    with watched(double) as passes:
+        runtime.prompt_pass(inputs.prompt, inputs.pixels)
+        for _ in range(6):
+            runtime.step()
+    expected = generate(double, 7, input_ids=inputs.prompt, pixel_values=inputs.pixels)
+    assert_equal_logits([logits for _, _, logits in passes], expected)
+
+
+def test_a_filled_cache_is_continued_as_generate_continues_it(double):
+    at = Point(prompt_tokens=20, generated_tokens=30, batch=2)
+    inputs, runtime = measure.make_inputs(double, at), measure.Plain(double, at)
+    ids = torch.cat([inputs.prompt, inputs.following[:, :26]], 1)
+    runtime.prompt_pass(inputs.prompt, inputs.pixels)
+    measure.fill(runtime.cache, 45)
+    runtime._token = ids[:, 45:]
+    given = copy.deepcopy(runtime.cache)
+    with watched(double) as passes:
+        for _ in range(3):
+            runtime.step()
+    expected = generate(double, 3, input_ids=ids, past_key_values=given)
+    assert_equal_logits([logits for _, _, logits in passes], expected)
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_filling_appends_random_keys_and_values_and_leaves_the_rest(model, fixed):
+    """In the library's cache, which grows, and in one of fixed capacity."""
+    inputs = measure.make_inputs(model, Point(20, 16, 2))
+    cache = filled_cache(model.config.text_config, 40) if fixed else None
+    given = {"input_ids": inputs.prompt, "pixel_values": inputs.pixels, "use_cache": True}
+    with torch.no_grad():
+        cache = model(**given, past_key_values=cache).past_key_values
+    before = copy.deepcopy(cache)
+    measure.fill(cache, 36)
+    assert cache.get_seq_length() == 36
+    for layer, was in zip(cache.layers, before.layers, strict=True):
+        for states in ("conv_states", "recurrent_states"):
+            if hasattr(was, states):
+                assert torch.equal(getattr(layer, states)[0], getattr(was, states)[0])
+        if getattr(was, "keys", None) is None:
+            continue
+        for name in ("keys", "values"):
+            now = getattr(layer, name)
+            assert now.shape[2] == (40 if fixed else 36)
+            assert torch.equal(now[:, :, :20], getattr(was, name)[:, :, :20])
+            if now.is_floating_point():
+                assert 0.8 < now[:, :, 20:36].std() < 1.2
+                assert len(now[:, :, 20:36].unique()) > 900
+                assert not now[:, :, 36:].any()
+    measure.fill(cache, 36)
+    assert cache.get_seq_length() == 36
 
 
 def test_the_prompt_is_an_image_and_text(teacher):
@@ -114,20 +136,51 @@ def test_the_prompt_is_an_image_and_text(teacher):
     assert inputs.pixels.shape == (3, 3, 64, 64)
 
 
-def test_steps_are_timed_at_the_stated_context(model, monkeypatch):
-    """The timed steps are the last single ones of the generation, and end with its last token."""
-    entered, step = [], measure.decode_step
+def test_steps_are_timed_at_the_stated_context(model):
+    """Single steps after the filling, and the last of them is the last of the context."""
+    at, settings = Point(prompt_tokens=20, generated_tokens=16, batch=1), make_settings(warmup_steps=2)
+    with watched(model) as passes:
+        measure.time_steps(measure.Plain(model, at), measure.make_inputs(model, at), settings)
+    assert [passed[:2] for passed in passes] == [(20, 20), *((1, n) for n in range(31, 37))]
 
-    def watched(model, cache, ids):
-        entered.append(ids.shape[1])
-        return step(model, cache, ids)
 
-    monkeypatch.setattr(measure, "decode_step", watched)
-    point = Point(prompt_tokens=20, generated_tokens=16, batch=1)
-    settings = make_settings(decode_steps=4, warmup_steps=2)
-    measure.time_generation(model, measure.make_inputs(model, point), settings)
-    assert entered[-6:] == [1] * 6
-    assert point.prompt_tokens + sum(entered) == point.context
+def test_generate_is_timed_at_the_stated_context_twice(model):
+    at, settings = Point(prompt_tokens=20, generated_tokens=16, batch=1), make_settings(warmup_steps=2)
+    with watched(model) as passes:
+        found = generated.time_generate(measure.Plain(model, at), measure.make_inputs(model, at), settings)
+    once = [(20, 20), *((1, n) for n in range(30, 37))]
+    assert [passed[:2] for passed in passes] == once * 2
+    assert len(found) == 2
+    assert min(found) > 0
+
+
+def test_a_context_that_is_truly_generated(model):
+    """Token by token; the last one need not go through the model."""
+    at = Point(prompt_tokens=20, generated_tokens=16, batch=2)
+    with watched(model) as passes:
+        generated.time_generated(measure.Plain(model, at), measure.make_inputs(model, at), make_settings())
+    assert [passed[:2] for passed in passes] == [(20, 20), *((1, n) for n in range(21, 36))]
+
+
+def test_only_the_last_steps_count(teacher, monkeypatch):
+    """Of a generation of which each step takes longer than the one before."""
+    monkeypatch.setattr(measure, "time_each", lambda step, count, device: [float(n) for n in range(count)])
+    at = Point(20, 16, 1)
+    inputs = measure.make_inputs(teacher, at)
+    settings = make_settings(warmup_steps=4, decode_steps=5)
+    assert measure.time_steps(measure.Plain(teacher, at), inputs, settings) == 6  # the median of 4 to 8
+    monkeypatch.setattr(generated.Clock, "seconds", lambda clock: [float(n) for n in range(len(clock._marks) - 1)])
+    assert generated.time_generate(measure.Plain(teacher, at), inputs, settings) == (6, 6)
+
+
+def test_each_step_is_timed():
+    assert all(0.01 <= seconds < 1 for seconds in measure.time_each(lambda: time.sleep(0.01), 3, CPU))
+    clock = generated.Clock(CPU)
+    for _ in range(4):
+        assert not clock(torch.zeros(2, 1), None).any()
+        time.sleep(0.01)
+    assert len(clock.seconds()) == 3
+    assert all(0.01 <= seconds < 1 for seconds in clock.seconds())
 
 
 def test_points():
@@ -138,33 +191,58 @@ def test_points():
     assert Point(prompt_tokens=30, generated_tokens=16, batch=2).context == 46
 
 
-def test_times_of_one_measurement(model):
-    found = measure.time_point(model, Point(prompt_tokens=20, generated_tokens=16, batch=2), make_settings())
-    assert set(found) == set(run.TIMES)
-    assert all(value > 0 for value in found.values())
+def test_runtimes():
+    """One for all, or as the paper has it: plain generation for the teacher, one of its own for hybrids."""
+    settings = make_settings(attention=["sdpa", "eager"])
+    assert runtimes_of(settings, SAME, True) == runtimes_of(settings, SAME, False) == [""]
+    assert runtimes_of(settings, PAPER, True) == [f"{GENERATE}sdpa", f"{GENERATE}eager"]
+    assert runtimes_of(settings, PAPER, False) == ["fused"]
 
 
-@pytest.mark.parametrize(("layout", "replaced"), [(None, 0), ("even-25", 1), ("even-50", 2), ("even-75", 3)])
-@pytest.mark.parametrize(("generated", "batch"), [(16, 1), (200, 1), (200, 3)])
-def test_cache_bytes_are_keys_values_and_states(teacher, layout, replaced, generated, batch):
-    """Attention keeps a key and a value a token, Mamba-2 one state and four inputs of its convolution."""
-    model = build_student(teacher, layout, "attention", 0) if layout else teacher
-    found = measure.measure_memory(model, Point(20, generated, batch))["cache_bytes"]
-    attention = 2 * WIDTH * (20 + generated) * 4
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_runtime_has_the_attention_that_it_names(attention):
+    model = build(None)
+    assert generated.plain_generate(model, attention) is measure.Plain
+    assert model.config.text_config._attn_implementation == attention
+
+
+def test_a_cpu_tells_no_energy():
+    assert energy_j(CPU) is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("layout", [None, "even-50"])
+def test_a_random_architecture_has_the_type_and_layout_asked_for(layout, dtype):
+    model = build(layout, dtype)
+    assert {weight.dtype for weight in model.parameters()} == {getattr(torch, dtype)}
+    kinds = getattr(model.config.text_config, "layer_types", None)
+    assert (kinds or []).count("linear_attention") == (2 if layout else 0)
+    assert not model.training
+    assert torch.get_default_dtype() == torch.float32
+    again = build(layout, dtype)
+    assert all(map(torch.equal, model.parameters(), again.parameters()))
+
+
+@pytest.mark.parametrize(("layout", "replaced"), [(None, 0), ("even-25", 1), ("even-75", 3), ("even-100", 4)])
+@pytest.mark.parametrize(("tokens", "batch"), [(16, 1), (200, 3)])
+def test_cache_bytes_are_keys_values_and_states(layout, replaced, tokens, batch):
+    """Attention keeps a key and a value a token, Mamba-2 one state and four inputs of its convolution; where no
+    attention is left, two marks of a byte count the tokens."""
+    found = measure.measure_memory(measure.Plain, build(layout), Point(20, tokens, batch))["cache_bytes"]
+    attention = 2 * WIDTH * (20 + tokens) * 4
     mamba = (WIDTH * (WIDTH // HEADS) + 3 * WIDTH * 4) * 4
-    assert found == batch * ((LAYERS - replaced) * attention + replaced * mamba)
+    marks = 2 * (20 + tokens) if replaced == LAYERS else 0
+    assert found == batch * ((LAYERS - replaced) * attention + replaced * mamba + marks)
 
 
-def test_hybrids_hold_less_at_a_long_context(teacher):
-    held = [
-        measure.measure_memory(build_student(teacher, layout, "attention", 0) if layout else teacher, point)
-        for point in (Point(20, 200, 1),)
-        for layout in (None, "even-25", "even-50", "even-75")
-    ]
-    caches = [figures["cache_bytes"] for figures in held]
-    assert caches == sorted(caches, reverse=True)
-    assert caches[0] > caches[1] + 0.2 * caches[0]
-    assert [figures["weight_bytes"] for figures in held[1:]] == sorted(f["weight_bytes"] for f in held[1:])
+def test_hybrids_hold_less_at_a_long_context():
+    at = Point(20, 200, 1)
+    held = [measure.measure_memory(measure.Plain, build(layout), at) for layout in (*LAYOUTS[:3], "even-50")]
+    teacher, quarter, most, half = (figures["cache_bytes"] for figures in held)
+    assert teacher > quarter + 0.2 * teacher
+    assert quarter > half > most
+    weights = [figures["weight_bytes"] for figures in held]
+    assert weights[0] < weights[1] < weights[3] < weights[2]
 
 
 @pytest.mark.parametrize(
@@ -180,6 +258,14 @@ def test_points_that_the_model_does_not_allow(changed, message, teacher):
         measure.check_points(teacher, make_settings(**changed))
     assert "\n" not in str(caught.value)
     measure.check_points(teacher, make_settings(generated_tokens=[16, 236]))
+
+
+def test_a_context_beyond_the_models_positions_is_measured_if_asked_for():
+    settings = {"generated_tokens": [237], "beyond_positions": True}
+    row = point.measure(make_job(at=Point(20, 237, 1), **settings))
+    assert row["beyond_positions"] is True
+    assert row["decode_tokens_per_s"] > 0
+    assert point.measure(make_job())["beyond_positions"] is False
 
 
 def test_the_peak_counts_what_windows_hold():
@@ -206,53 +292,3 @@ assert figures["device_memory_bytes"] > 10_000_000, figures
 assert figures["reserved_memory_bytes"] is None, figures
 """
     subprocess.run([sys.executable, "-c", program], check=True)
-
-
-def test_command_measures_teacher_and_hybrids_in_turn(folder, tmp_path, monkeypatch):
-    """One point that fits, measured twice, and one of so many sequences that no memory suffices."""
-    order, measured = [], run._in_own_process
-
-    def watched(job):
-        order.append((job.layout, job.point.batch, job.memory))
-        return measured(job)
-
-    monkeypatch.setattr(run, "_in_own_process", watched)
-    settings = make_settings(layouts=["even-25"], batch_sizes=[1, 2**40], repeats=2).model_dump_json()
-    out = tmp_path / "profile"
-    words = ["--settings", settings, "--teacher", str(folder), "--device", "cpu", "--out", str(out)]
-    assert run.main(words) == 0
-    first = [(None, 1, True), ("even-25", 1, True), (None, 2**40, True), ("even-25", 2**40, True)]
-    assert order == [*first, (None, 1, False), ("even-25", 1, False)]
-    assert sorted(path.name for path in out.iterdir()) == ["even-25.json", "teacher.json"]
-    document = json.loads((out / "even-25.json").read_text(encoding="utf-8"))
-    assert document["step"] == "profile"
-    assert set(document["provenance"]) == set(COLUMNS)
-    assert set(document["cost"]) == set(COST_COLUMNS)
-    fits, failed, again = document["rows"]
-    assert [(row["batch"], row["repeat"]) for row in document["rows"]] == [(1, 0), (2**40, 0), (1, 1)]
-    for row in (fits, again):
-        assert (row["model"], row["layout"], row["runtime"]) == ("student", "even-25", "transformers")
-        assert row["weight_bytes"] + row["cache_bytes"] < row["peak_memory_bytes"] < row["device_memory_bytes"]
-    assert fits["prefill_s"] != again["prefill_s"]
-    figures = (*run.TIMES, *run.MEMORY)
-    assert [failed[name] for name in figures] == [None] * len(figures)
-    lines = collect_profile(sorted(out.iterdir())).splitlines()
-    assert len(lines) == 7
-    assert "cache_bytes" in lines[0].split(",")
-
-
-def test_every_measurement_has_a_process_of_its_own(folder):
-    job = point.Job(make_settings(), folder, None, Point(20, 16, 1), "cpu", memory=True)
-    with ThreadPoolExecutor(1) as pool:
-        memory = [pool.submit(run._in_own_process, job).result()["peak_memory_bytes"] for _ in range(2)]
-    # The CPU's peak is right only in a process that measures once.
-    assert memory[0] == memory[1]
-
-
-def test_a_bad_layout_is_one_line(folder, tmp_path, capsys):
-    settings = make_settings(layouts=["0,99"]).model_dump_json()
-    words = ["--settings", settings, "--teacher", str(folder), "--device", "cpu"]
-    assert run.main([*words, "--out", str(tmp_path / "profile")]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("profile")]
-    assert [line for line in lines if line] == ["error: layer 99 is out of range; allowed: 0 to 3"]
-    assert list(tmp_path.iterdir()) == []

@@ -51,11 +51,22 @@ def path_for(device: torch.device, dtype: torch.dtype) -> ModuleType:
     return torch_path
 
 
+def check_choice(device: torch.device | str) -> None:
+    """Whether what the environment forces, if it forces anything, is there for ``device``.
+
+    Raises:
+        UserError: it is unknown, or cannot run here.
+    """
+    if os.environ.get(VARIABLE, "auto") != "auto":
+        kernel_path(device)
+
+
 @cache
 def _choose(wanted: str, device: torch.device) -> str:
-    """Decided once for a device, and said once."""
+    """Decided once for a device, and said once; of a CPU, which has no choice, only to who debugs."""
     if wanted == TORCH or (wanted == "auto" and device.type != "cuda"):
-        log.info("Mamba-2 layers on %s run on the torch reference", device)
+        level = logging.INFO if device.type == "cuda" else logging.DEBUG
+        log.log(level, "Mamba-2 layers on %s run on the torch reference", device)
         return TORCH
     problem = _problem(device)
     if problem is None:

@@ -40,9 +40,8 @@ def step_bytes(model: LlavaForConditionalGeneration, point: Point) -> int:
     """Bytes that a step of all ``point.batch`` sequences must move at the full context."""
     language, head = model.model.language_model, model.lm_head
     weights = sum(weight.nbytes for module in (language, head) for weight in module.parameters())
-    weights -= model.get_input_embeddings().weight.nbytes  # of which a step reads one row
-    if head.weight is model.get_input_embeddings().weight:
-        weights += head.weight.nbytes
+    # Of the embedding a step reads one row; a head that shares it is counted in its own right.
+    weights -= model.get_input_embeddings().weight.nbytes
     keys, states = _cache_bytes(model.config, point.context, model.dtype)
     return weights + point.batch * (keys + 2 * states)
 

@@ -7,6 +7,7 @@ import os
 import torch
 
 from matvlm.errors import UserError
+from matvlm.ops.choose import check_choice
 
 
 def pick_device(name: str) -> torch.device:
@@ -15,7 +16,7 @@ def pick_device(name: str) -> torch.device:
     Where several processes share a run, as LOCAL_RANK says, each has the GPU of its number on its node.
 
     Raises:
-        UserError: a device that is unknown or not there.
+        UserError: a device that is unknown or not there, or kernels that are forced and cannot run on it.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -29,4 +30,5 @@ def pick_device(name: str) -> torch.device:
         # A launcher may show each process its own GPU alone, which then is number 0.
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         torch.cuda.set_device(device)
+    check_choice(device)
     return device
