@@ -29,10 +29,17 @@ class FilledLayer(StaticLayer):
         self.length = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Enter new positions; all that is filled, (b, kv_heads, length, head_dim) each."""
+        """Enter new positions; all that is filled, (b, kv_heads, length, head_dim) each.
+
+        Raises:
+            ValueError: they are more than there is room for.
+        """
+        start, end = self.length, self.length + key_states.shape[-2]
+        if end > self.max_cache_len:
+            raise ValueError(f"{end} positions exceed the cache's capacity of {self.max_cache_len}")
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        start, self.length = self.length, self.length + key_states.shape[-2]
+        self.length = end
         self.keys[:, :, start : self.length] = key_states
         self.values[:, :, start : self.length] = value_states
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
