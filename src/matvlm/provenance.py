@@ -80,7 +80,7 @@ def describe(
     data: Path | None = None,
     teacher: Path | None = None,
     device: str = "cpu",
-    kernel_path: str = "torch",
+    kernel_path: str | None = None,
 ) -> dict[str, object]:
     """Provenance of a run, with the keys of `COLUMNS`.
 
@@ -89,7 +89,7 @@ def describe(
         data: folder of the prepared split that the number was measured on.
         teacher: folder of the teacher.
         device: torch device the run used, as `cpu` or `cuda:0`.
-        kernel_path: `torch` or `mamba_ssm`.
+        kernel_path: `torch` or `mamba_ssm`; none for what Mamba-2 layers on ``device`` run on.
     """
     commit, dirty = git_state()
     row: dict[str, object] = {
@@ -101,7 +101,7 @@ def describe(
     }
     for name in PACKAGES:
         row[name.replace("-", "_")] = _version(name)
-    row |= {"device": device_name(device), "kernel_path": kernel_path}
+    row |= {"device": device_name(device), "kernel_path": kernel_path or _kernel_path(device)}
     return row
 
 
@@ -140,6 +140,15 @@ class Cost:
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return {"wall_s": round(wall, 3), "gpu_s": 0.0, "peak_memory_bytes": peak}
+
+
+def _kernel_path(device: str) -> str:
+    """What Mamba-2 layers on a device run on."""
+    if not device.startswith("cuda"):
+        return "torch"
+    from matvlm.ops.choose import kernel_path
+
+    return kernel_path(device)
 
 
 def _processor() -> str:
