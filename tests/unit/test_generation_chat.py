@@ -234,8 +234,8 @@ def test_a_gpu_with_too_little_memory(small, monkeypatch):
     assert "--device cuda:1: no such GPU; there are 1" in refusal(Chat.open, folder, "cuda:1")
     free[0] -= 1
     line = refusal(Chat.open, folder, "cuda:0")
-    assert line.startswith(f"--device cuda:0: {folder} needs 1.00 GiB of memory")
-    assert "in bfloat16 and 1.00 GiB beside them); 1.00 GiB of the GPU's 4.00 GiB are free" in line
+    assert line.startswith(f"--device cuda:0: {folder} needs 2.00 GiB of memory")
+    assert "in bfloat16 and 2.00 GiB beside them); 2.00 GiB of the GPU's 8.00 GiB are free" in line
 
 
 @pytest.mark.parametrize(
