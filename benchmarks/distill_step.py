@@ -43,7 +43,7 @@ from matvlm.distill.trunk import place, teacher_of
 from matvlm.errors import UserError, one_line
 from matvlm.models.initialise import build_student, student_config
 from matvlm.models.llava import new_model
-from matvlm.training.device import pick_device
+from matvlm.training.device import pick_training_device
 from matvlm.training.loop import parameter_groups
 from matvlm.training.masters import Masters
 
@@ -156,8 +156,7 @@ def make(
 
 def measure(variant: str, micro_batch: int, args: argparse.Namespace) -> dict[str, float]:
     """Figures of a variant, in this process; none where its memory runs out."""
-    device = pick_device(args.device)
-    torch.backends.cuda.enable_cudnn_sdp(False)  # as in `matvlm.training.loop`
+    device = pick_training_device(args.device)
     try:
         task = make(variant, micro_batch, args, device)
         if device.type == "cuda":
@@ -232,10 +231,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.one:
         print(json.dumps(measure(args.one[0], int(args.one[1]), args)))
         return
-    origin = provenance.describe(vars(args), device=str(pick_device(args.device)))
+    origin = provenance.describe(vars(args), device=str(pick_training_device(args.device)))
     setting = {name: getattr(args, name, None) for name in SETTING}
     setting |= {"architecture": "paper" if args.paper_size else "tiny", "layout": LAYOUT}
-    gpus = int(pick_device(args.device).type == "cuda")
+    gpus = int(pick_training_device(args.device).type == "cuda")
     rows = []
     for repeat, size, variant in itertools.product(range(args.repeats), args.micro_batches, args.variants):
         words = [*(sys.argv[1:] if argv is None else argv), "--one", variant, str(size)]

@@ -89,7 +89,7 @@ def measure(config: LlavaConfig, length: int) -> Size:
     counts = dict.fromkeys("WHTCFOV", 0)
     mixed = tuple(f"model.language_model.layers.{index}.mlp." for index in replaced)
     for name, weight in model.named_parameters():
-        if weight.ndim < 2 or "embed_tokens" in name:
+        if weight.ndim < 2 or "embed_tokens" in name or name.startswith("lm_head."):
             continue
         if name.startswith("model.vision_tower."):
             counts["V"] += weight.numel()
@@ -97,10 +97,11 @@ def measure(config: LlavaConfig, length: int) -> Size:
             counts["C"] += weight.numel()
         else:
             counts["W"] += weight.numel()
-            counts["H"] += weight.numel() * name.startswith("lm_head.")
             counts["T"] += weight.numel() * (".mamba." in name)
             counts["O"] += weight.numel() * (".mamba.out_proj." in name or ".mamba.conv1d." in name)
             counts["F"] += weight.numel() * name.startswith(mixed)
+    head = model.lm_head.weight.numel()  # by itself: it may be the embedding
+    counts["W"], counts["H"] = counts["W"] + head, head
     head_dim = text.hidden_size // text.num_attention_heads
     scan = len(replaced) * 4 * (getattr(text, "mamba_chunk_size", 0) + head_dim) * text.hidden_size
     attention = (text.num_hidden_layers - len(replaced)) * 4 * length * text.hidden_size

@@ -22,7 +22,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.gpu)
         if not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
-    if ours and torch.cuda.is_available() and not config.getoption("--tune"):
+    if ours and torch.cuda.is_available() and not config.getoption("--tune", default=False):
         _pin_configurations()
 
 

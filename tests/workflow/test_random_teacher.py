@@ -14,6 +14,7 @@ from conftest import snakemake
 
 PRESET = "paper-profile"
 MINIATURE = {
+    "gpus": {"profile": 0},
     "teacher": {
         "vision": {
             "image_size": 64,

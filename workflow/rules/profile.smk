@@ -23,10 +23,11 @@ rule profile:
             f"--teacher {folder(input.teacher)}"
             if PRESET.trains
             else f"--architecture {shlex.quote(PRESET.teacher.model_dump_json())}"
+            + " --device cuda" * PRESET.gpus.profile  # on a CPU a large model would take days
         ),
         out=subpath(output[0], parent=True),
-        state=f"runs/{CONFIG.preset}/state/profile.jsonl",
+        state=f"runs/{CONFIG.preset}/state/profile",
         code=code_hash("matvlm.profiling.run"),
     shell:
         "workflow/scripts/logged {log} python -m matvlm.profiling.run"
-        " --settings {params.settings:q} {params.model} --state {params.state} --out {params.out}"
+        " --settings {params.settings:q} {params.model} --state {params.state}/{params.code}.jsonl --out {params.out}"

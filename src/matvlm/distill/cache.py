@@ -30,6 +30,7 @@ from matvlm.files import write_json, written_aside
 from matvlm.models.folder import load_model
 from matvlm.progress import progress
 from matvlm.training.device import pick_device
+from matvlm.training.memory import fits
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -45,7 +46,8 @@ def build(
         with written_aside(out) as aside:
             write_json(aside / MANIFEST, manifest)
         return
-    model = load_model(teacher).to(device)
+    with fits(f"{teacher}: its weights", device):
+        model = load_model(teacher).to(device)
     dataset = load_split(data, load_processor(teacher), max_length).vary()
     with written_aside(out) as aside:
         starts = range(0, len(dataset), settings.shard_size)
@@ -53,7 +55,8 @@ def build(
             for number, start in enumerate(bar):
                 rows = np.arange(start, min(start + settings.shard_size, len(dataset)))
                 name = f"shard-{number:05d}.safetensors"
-                tensors, lengths = _shard(model, dataset, rows, settings, device)
+                with fits(f"{teacher}: its outputs for a batch of conversations", device):
+                    tensors, lengths = _shard(model, dataset, rows, settings, device)
                 save_file(tensors, aside / name)
                 manifest["shards"].append(
                     {"file": name, "rows": len(rows), "sha256": provenance.file_hash(aside / name)}

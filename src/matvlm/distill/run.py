@@ -26,7 +26,7 @@ from matvlm.distill.task import DistillTask, Objective, compile_layers, select_t
 from matvlm.distill.trunk import load_teacher, place
 from matvlm.errors import UserError, one_line
 from matvlm.models.folder import check_folder, load_model, save_model
-from matvlm.training.device import pick_device
+from matvlm.training.device import pick_training_device
 from matvlm.training.loop import leave, train
 from matvlm.training.memory import room
 from matvlm.training.order import Order
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
             "distill.reduction: release needs cache.mode: online; its losses include padding, which no cache holds"
         )
     depends = _cache_fingerprint(args)
-    device = pick_device(args.device)
+    device = pick_training_device(args.device)
     cost = provenance.Cost(str(device))
 
     _check_start(args.init_dir, cell, args.teacher)

@@ -22,7 +22,6 @@ from matvlm.distill.head import head_sums
 from matvlm.distill.targets import Online, Source, Targets
 from matvlm.errors import UserError
 from matvlm.models.forward import embed, language_pass
-from matvlm.models.hybrid_phi import HybridPhiMambaLayer
 
 VALIDATION_BATCH = 16
 
@@ -69,7 +68,7 @@ def compile_layers(text: nn.Module) -> None:
     """Compile what a language model's attention layers compute, but not their calls: hooks and gradient
     checkpoints stay outside, so that all layers share one graph. Mixers have kernels of their own."""
     for layer in text.layers:
-        if not isinstance(layer, HybridPhiMambaLayer):
+        if not hasattr(layer, "mamba"):
             layer.forward = torch.compile(layer.forward)
 
 

@@ -14,6 +14,7 @@ from matvlm.data.render import render_prompt
 from matvlm.models.folder import load_model
 from matvlm.progress import progress
 from matvlm.training.device import pick_device
+from matvlm.training.memory import fits
 
 
 class MatVLM(lmms):
@@ -46,7 +47,8 @@ class MatVLM(lmms):
         """
         self.processor = load_processor(folder)
         self.processor.tokenizer.padding_side = "left"
-        self.model = load_model(folder, dtype=torch.float32).to(self.device)
+        with fits(f"{folder}: its weights in float32", self.device):
+            self.model = load_model(folder, dtype=torch.float32).to(self.device)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Answers in the order of the requests, without white space around them.

@@ -19,7 +19,6 @@ from matvlm.generation.memory import check_memory
 from matvlm.generation.prompt import Turn, encode_prompt
 from matvlm.generation.stream import generate, stream
 from matvlm.models.folder import check_folder, load_checked, read_config
-from matvlm.ops.choose import MAMBA_SSM, kernel_path
 from matvlm.training.device import pick_device
 
 DTYPES = ("auto", "float32", "bfloat16")
@@ -105,9 +104,7 @@ class Chat:
     @cached_property
     def decoder(self) -> FusedDecoder | None:
         """What decodes single answers on a GPU at the speed of its memory; none where it cannot."""
-        if kernel_path(self.device) != MAMBA_SSM or unsupported(self.model, batch=1):
-            return None
-        return FusedDecoder(self.model, 1, self.positions)
+        return None if unsupported(self.model, batch=1) else FusedDecoder(self.model, 1, self.positions)
 
     def load(self) -> Chat:
         """Load the weights now rather than with the first question."""
@@ -165,9 +162,10 @@ class Chat:
     def _pieces(self, arguments: dict, decoding: Decoding, ids: list[int]) -> Iterator[str]:
         tokenizer = self.processor.tokenizer
         try:
-            if decoding.num_beams == 1 and self.decoder is not None:
-                self.decoder.reset()
+            # An answer that is read while another is still being made goes the plain way.
+            if decoding.num_beams == 1 and self.decoder is not None and not self.decoder.busy:
                 with self.decoder.active():
+                    self.decoder.reset()
                     cache = self.decoder.cache
                     yield from stream(
                         self.model, tokenizer, decoding.seed, ids, past_key_values=cache, **arguments

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
 
 from matvlm.models.filled_cache import filled_cache
 from matvlm.models.hybrid_phi import HybridPhiMambaLayer
+from matvlm.ops.choose import MAMBA_SSM, kernel_path
 from matvlm.ops.decode import MAX_BATCH
 
 ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh")  # two names of one function
@@ -35,10 +37,12 @@ def unsupported(model: LlavaForConditionalGeneration, batch: int) -> str | None:
         return f"activation {text.hidden_act} or normalised queries; supported: {ACTIVATIONS[0]} without"
     if batch > MAX_BATCH:
         return f"{batch} sequences; at most {MAX_BATCH}"
+    if kernel_path(model.device) != MAMBA_SSM:
+        return "the kernels of mamba-ssm are not in use (docs/gpu.md)"
     try:
-        import triton  # noqa: F401
-    except ImportError:
-        return "the package triton is missing"
+        from matvlm.ops.decode import attention  # noqa: F401
+    except ImportError as error:
+        return f"triton: {error}"
     return None
 
 
@@ -77,7 +81,13 @@ class FusedDecoder:
             part[0].contiguous() for part in self.text.rotary_emb(self._stream, position_ids=positions)
         )
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._lock = Lock()
         self._length = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a generation has it."""
+        return self._lock.locked()
 
     def reset(self) -> None:
         """Begin anew, with an empty cache."""
@@ -105,7 +115,13 @@ class FusedDecoder:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """While it lasts, the model's passes of single positions over `cache` are steps of this decoder."""
+        """While it lasts, the model's passes of single positions over `cache` are steps of this decoder.
+
+        Raises:
+            RuntimeError: another generation has it.
+        """
+        if not self._lock.acquire(blocking=False):
+            raise RuntimeError("this decoder is in use; generations that overlap need one each")
         plain = self.model.forward
 
         @functools.wraps(plain)
@@ -124,6 +140,7 @@ class FusedDecoder:
             yield
         finally:
             del self.model.forward
+            self._lock.release()
 
     def begin(self, attention_mask: Tensor | None) -> None:
         """Note where the sequences of a prompt begin: attention_mask (b, l) with padding on the left, or none."""
@@ -147,7 +164,7 @@ class FusedDecoder:
         for state, value in zip((*states, self.token, self.position), (*kept, token, position), strict=True):
             state.copy_(value)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=stream):  # its default is one of the first GPU that was captured on
             self._step()
         self._graph = graph
 

@@ -21,6 +21,9 @@ from matvlm.models.llava import CLASSES
 from matvlm.provenance import file_hash
 
 PROVENANCE = "provenance.json"
+INDEX = "model.safetensors.index.json"
+FLOATS = ("F16", "BF16", "F32", "F64")
+"""Types that weights may have, as safetensors names them."""
 logging.disable_progress_bar()
 
 
@@ -45,7 +48,7 @@ def save_model(
         if processor is not None:
             processor.save_pretrained(aside)
         if like is not None:
-            own = {path.name for path in aside.iterdir()} | {PROVENANCE, "model.safetensors.index.json"}
+            own = {path.name for path in aside.iterdir()} | {PROVENANCE, INDEX}
             for path in like.iterdir():
                 if path.suffix in (".json", ".jinja") and path.name not in own:
                     shutil.copy(path, aside / path.name)
@@ -78,6 +81,9 @@ def check_folder(folder: Path) -> dict:
         raise UserError(f"{folder / PROVENANCE}: files: must map the names of the folder's files to their hashes")
     if unlisted := sorted(path.name for path in folder.glob("*.safetensors") if path.name not in files):
         raise UserError(f"{folder / PROVENANCE}: files: lacks {', '.join(unlisted)}, which the folder has")
+    if not any(name.endswith(".safetensors") for name in files):
+        raise UserError(f"{folder / PROVENANCE}: files: lists no weights, *.safetensors")
+    _check_index(folder, files)
     for name, digest in files.items():
         path = folder / name
         if Path(name).name != name or not path.is_file():
@@ -85,6 +91,32 @@ def check_folder(folder: Path) -> dict:
         if file_hash(path) != digest:
             raise UserError(f"{path}: cut short or altered; its hash is not the one in {PROVENANCE}")
     return provenance
+
+
+def _check_index(folder: Path, files: dict[str, str]) -> None:
+    """Whether an index of shards names files of the folder alone, and those that are listed."""
+    index = folder / INDEX
+    if not index.is_file():
+        return
+    try:
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{index}: not an index with an entry 'weight_map'") from None
+    if unlisted := sorted(map(str, named - set(files))):
+        raise UserError(f"{index}: weight_map: names {unlisted[0]!r}, which {PROVENANCE} does not list")
+
+
+def _check_types(folder: Path) -> None:
+    """Whether all tensors are floating-point numbers."""
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118
+                    kind = file.get_slice(name).get_dtype()
+                    if kind not in FLOATS:
+                        raise UserError(f"{path}: {name}: is {kind}; weights are {', '.join(FLOATS)}")
+        except SafetensorError as error:
+            raise UserError(f"{path}: {error}") from None
 
 
 def load_model(folder: Path, **kwargs) -> LlavaForConditionalGeneration:
@@ -123,6 +155,7 @@ def read_config(folder: Path) -> LlavaConfig:
 
 def load_checked(folder: Path, **kwargs) -> LlavaForConditionalGeneration:
     """As `load_model`, of a folder that `check_folder` has just found whole."""
+    _check_types(folder)
     return load_strictly(CLASSES[read_config(folder).model_type], folder, **kwargs)
 
 

@@ -63,6 +63,10 @@ class HybridConfig:
         super().__post_init__(**kwargs)
         if self.layer_types is None:
             self.layer_types = [ATTENTION] * self.num_hidden_layers
+        if len(self.layer_types) != self.num_hidden_layers:
+            raise ValueError(f"layer_types: {len(self.layer_types)} for {self.num_hidden_layers} hidden layers")
+        if unknown := sorted(set(self.layer_types) - set(MASK_OF)):
+            raise ValueError(f"layer_types: unknown {unknown[0]!r}; allowed: {', '.join(MASK_OF)}")
         if ATTENTION not in self.layer_types:
             self.layer_types = [COUNTING, *self.layer_types[1:]]
 

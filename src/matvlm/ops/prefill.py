@@ -169,7 +169,7 @@ def _convolved(
 
 
 @triton.jit
-def _softplus(x):
+def softplus(x):
     """log(1 + exp(x)) to the last bits of small values too, of which step sizes are made."""
     small = tl.exp(-tl.abs(x))
     one = 1.0 + small
@@ -218,7 +218,7 @@ def _chunk_states(
     for _ in range(CHUNK // ROWS):
         exists = start + steps < length
         dt = tl.load(inputs + steps * row_stride + (D_INNER + 2 * D_XB + head), mask=exists, other=0.0)
-        dt = _softplus(dt.to(tl.float32) + shift)
+        dt = softplus(dt.to(tl.float32) + shift)
         dt = tl.where(_real(mask, start, steps, length), dt, 0.0)  # no decay over padding either
         rates = dt * A
         tl.store(step_sizes + steps, dt)

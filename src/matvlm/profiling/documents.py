@@ -69,19 +69,25 @@ def documents(settings: config.Profile, found: Measured) -> dict[str, dict[str, 
 
 def _document(found: Measured, keys: Iterable[Key]) -> dict[str, object]:
     keys = sorted(keys, key=lambda key: key.repeat)
-    rows = [_row(found[key.first], found[key], key) for key in keys]
+    rows = [_row(found, key) for key in keys]
     known = [found[key].get("seconds") for key in keys]
     seconds = None if None in known else sum(known)
     return {"step": "profile", "rows": rows, "provenance": found.of, "cost": _cost(seconds, rows, found.of)}
 
 
-def _row(first: Row, measured: Row, key: Key) -> Row:
-    point, subject = key.point, key.subject
+def _shared_runtime(found: Measured) -> str:
+    """The one that all models share, which a measurement that ended too early could not name."""
+    names = (row["runtime"] for key, row in found.items() if not key.runtime and row["runtime"])
+    return str(next(names, ""))
+
+
+def _row(found: Measured, key: Key) -> Row:
+    first, measured, point, subject = found[key.first], found[key], key.point, key.subject
     return {
         "model": TEACHER if subject == TEACHER else "student",
         "layout": "" if subject == TEACHER else subject,
         "protocol": key.protocol,
-        "runtime": measured["runtime"],
+        "runtime": measured["runtime"] or _shared_runtime(found),
         "batch": point.batch,
         "prompt_tokens": point.prompt_tokens,
         "generated_tokens": point.generated_tokens,

@@ -72,8 +72,9 @@ def measure(job: Job) -> Row:
     device = pick_device(job.device)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # events and kernels go to the current one
-    row: Row = {"runtime": job.runtime, "copy_bandwidth_bytes_per_s": copy_bandwidth(device)}
+    row: Row = {"runtime": job.runtime}
     try:
+        row["copy_bandwidth_bytes_per_s"] = copy_bandwidth(device)
         model = _build(job, device)
         check_points(model, job.settings)
         longest = model.config.text_config.max_position_embeddings
@@ -88,11 +89,10 @@ def measure(job: Job) -> Row:
             torch.cuda.empty_cache()
             row |= measure_memory(make, model, job.point)
     except (torch.OutOfMemoryError, MemoryError):
-        row["out_of_memory"] = True
+        pass
     except RuntimeError as error:
         if "can't allocate memory" not in str(error):  # the words of the CPU allocator
             raise
-        row["out_of_memory"] = True
     return row
 
 

@@ -63,6 +63,8 @@ def profile(
     from matvlm.training.device import pick_device
 
     devices = [str(pick_device(device)) for device in devices]
+    if len(names := {provenance.device_name(device) for device in devices}) > 1:
+        raise UserError(f"--device {','.join(devices)}: {' and '.join(sorted(names))} do not compare")
     rounds = [
         (repeat, point, protocol)
         for repeat, point, protocol in product(range(settings.repeats), points_of(settings), settings.protocols)

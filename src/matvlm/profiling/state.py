@@ -33,8 +33,9 @@ class Measured(dict[Key, Row]):
     """Rows by key, in the order measured.
 
     Args:
-        path: of the file, one JSON a line; none keeps nothing. What it holds counts if its first line is
-            ``of``, the provenance of all rows; else it begins anew.
+        path: of the file, one JSON a line; none keeps nothing. What it holds counts if its first line is like
+            ``of``, the provenance of all rows, but for the commit; else it begins anew. A path that names the
+            code's hash keeps rows of one version together.
     """
 
     def __init__(self, path: Path | None, of: Row) -> None:
@@ -43,7 +44,7 @@ class Measured(dict[Key, Row]):
         if path is None:
             return
         head, *lines = _lines(path)
-        if head == of:
+        if isinstance(head, dict) and _decisive(head) == _decisive(of):
             self._take(lines)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,6 +75,10 @@ class Measured(dict[Key, Row]):
             line = json.dumps([[key.repeat, asdict(key.point), key.protocol, key.subject, key.runtime], row])
             with open(self.path, "a", encoding="utf-8") as stream:
                 stream.write("\n" + line)  # after a line that may have been cut short
+
+
+def _decisive(origin: Row) -> Row:
+    return {name: value for name, value in origin.items() if name not in ("commit", "dirty")}
 
 
 def _lines(path: Path) -> list:

@@ -21,8 +21,9 @@ from matvlm.errors import one_line
 from matvlm.models.folder import save_model
 from matvlm.teacher.build import build_teacher, load_given
 from matvlm.teacher.task import TeacherTask, mixed_order
-from matvlm.training.device import pick_device
+from matvlm.training.device import pick_training_device
 from matvlm.training.loop import leave, train
+from matvlm.training.memory import fits
 
 
 @one_line
@@ -37,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(argv)
     settings = config.parse_settings(config.EmbeddedTeacher, args.settings)
-    device = pick_device(args.device)
+    device = pick_training_device(args.device)
     cost = provenance.Cost(str(device))
 
     tokenizer = build_tokenizer()
@@ -53,7 +54,8 @@ def main(argv: list[str] | None = None) -> None:
         model = build_teacher(settings, vocab_size=len(tokenizer), token_ids=ids, seed=settings.training.seed)
     else:
         model = load_given(settings, start)
-    model.to(device)
+    with fits("the teacher's weights", device):
+        model.to(device)
     data = load_split(args.data, processor, args.max_length, workers=os.cpu_count() or 1)
     questions = load_questions(args.val, processor, args.max_length)
 

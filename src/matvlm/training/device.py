@@ -32,3 +32,13 @@ def pick_device(name: str) -> torch.device:
         torch.cuda.set_device(device)
     check_choice(device)
     return device
+
+
+def pick_training_device(name: str) -> torch.device:
+    """As `pick_device`, for what has a backward pass.
+
+    cuDNN's attention is switched off: its backward gave gradients that were not a number for batches whose loss
+    was fine (bf16, head size 32, cuDNN of torch 2.11 on an H100). The flash kernel takes its place.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    return pick_device(name)

@@ -113,9 +113,6 @@ def train(
     if ranks > settings.batch_size:
         raise UserError(f"batch_size {settings.batch_size} gives {ranks} processes nothing to do; use fewer")
     torch.set_float32_matmul_precision("high" if settings.precision == "tf32" else "highest")
-    # Its backward gave gradients that were not a number for batches whose loss was fine (bf16, head size 32,
-    # cuDNN of torch 2.11 on an H100); the flash kernel takes its place.
-    torch.backends.cuda.enable_cudnn_sdp(False)
     optimizer = torch.optim.AdamW(
         parameter_groups(weights, settings.weight_decay),
         lr=settings.learning_rate,
@@ -186,7 +183,7 @@ def train(
                 problem = f"no update at step {step + 1}: gradient norm {float(norm):g}"
                 print(f"warning: {title}: {problem}", file=sys.stderr)
             rate = scheduler.get_last_lr()[0]
-            unsaved = None
+            unsaved = None  # while weights change
             if finite:
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -194,7 +191,7 @@ def train(
             scheduler.step()
             tokens += int(counts["tokens"])
 
-            at = step + 1
+            at = unsaved = step + 1
             last = at == settings.steps
             validates = last or at % settings.validate_every == 0
             validated = task.validate() if validates and main else {}
@@ -206,7 +203,6 @@ def train(
                 )
                 bar.set_postfix(loss=f"{values['loss']:.4f}", **{k: f"{v:.4f}" for k, v in validated.items()})
             stops = not last and any(_each(accelerator, interrupt.asked()))
-            unsaved = at
             if last or stops or at % settings.save_every == 0:
                 if main:
                     save(at)

@@ -24,6 +24,22 @@ def room(title: str, settings: Optimisation) -> Iterator[None]:
         raise UserError(f"{title}: out of GPU memory: {advice(settings)}") from None
 
 
+@contextmanager
+def fits(what: str, device: torch.device) -> Iterator[None]:
+    """Turn a GPU's running out of memory, where no setting of a training helps, into one line.
+
+    Args:
+        what: was to fit, with the setting that makes it smaller if there is one.
+
+    Raises:
+        UserError: in place of torch's error.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(f"{what}: does not fit into the memory of {device}") from None
+
+
 def advice(settings: Optimisation) -> str:
     """The settings that make a micro-batch need about half of its memory, or else less."""
     size = settings.micro_batch_size

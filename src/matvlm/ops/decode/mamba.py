@@ -5,17 +5,13 @@ The state is read and written once, which is little beside the weights: a launch
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, nn
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from matvlm.ops.decode.launch import overlapped
-
-if TYPE_CHECKING:
-    from matvlm.models.mixer import Mamba2Mixer
+from matvlm.ops.prefill import softplus
 
 WARPS = 8
 
@@ -80,7 +76,7 @@ def _step_kernel(
         head = kv_head * group + member
         C = _convolved(row + inner, windows, conv_weight, conv_bias, 2 * xb + head * P + lane, inside, W, BW)
         raw = tl.load(row + 2 * inner + 2 * xb + head).to(tl.float32) + tl.load(dt_bias + head).to(tl.float32)
-        dt = tl.where(raw > 20.0, raw, tl.log(1.0 + tl.exp(tl.minimum(raw, 20.0))))  # softplus
+        dt = softplus(raw)
         decay = tl.exp(-dt * tl.exp(tl.load(A_log + head).to(tl.float32)))
         tile = inside[:, None] & inside[None, :]
         place = states + (sample * HEADS + head) * P * P + lane[:, None] * P + lane[None, :]
@@ -95,11 +91,11 @@ def _step_kernel(
         tl.store(out + sample * out_stride + head * P + lane, y, mask=inside)
 
 
-def mix_step(mixer: Mamba2Mixer, projected: Tensor, window: Tensor, state: Tensor, out: Tensor) -> None:
+def mix_step(mixer: nn.Module, projected: Tensor, window: Tensor, state: Tensor, out: Tensor) -> None:
     """One step of a mixer after its input projection and before its output projection.
 
     Args:
-        projected: (b, at least the outputs of in_proj).
+        mixer: a `matvlm.models.mixer.Mamba2Mixer`. projected: (b, at least the outputs of in_proj).
         window: (b, conv_width, conv_kernel), in place. state: (b, heads, head_dim, d_state) float32, in place.
         out: (b, at least d_inner), filled from the left.
     """
