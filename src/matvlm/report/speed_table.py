@@ -229,9 +229,9 @@ def _notes(profile: pd.DataFrame, headers: list[str], settings: Report) -> Itera
         named = f" ({', '.join(sorted(set(own)))})" if len(own) else ""
         yield (
             f"{TITLES['same_runtime']}: a difference is one of the architecture. {TITLES[PAPER]}: the teacher by "
-            "transformers' generate with the implementation of attention that is named, hybrids by the same with "
-            f"this project's own step{named}, so that a difference is one of the runtimes too. There, all are held "
-            "against the teacher's fastest and its leanest row, in bold."
+            "transformers' generate with the implementation of attention that is named, hybrids by it with "
+            f"this project's own step{named}, so that a difference is one of the runtimes too. There, all are "
+            "held against the teacher's fastest and its leanest row, in bold."
         )
     if "Decoding, % of the limit" in headers:
         yield (
