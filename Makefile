@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 GPU_READY := .venv-gpu/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce gpu test test-unit test-workflow test-slurm lint format schema lock clean
+.PHONY: help reproduce gpu test test-unit test-processes test-workflow test-slurm lint format schema lock clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,10 +35,13 @@ $(GPU_READY): envs/gpu.lock envs/gpu.post-deploy.sh pyproject.toml
 	PATH="$(CURDIR)/.venv-gpu/bin:$$PATH" bash envs/gpu.post-deploy.sh
 	@touch $@
 
-test: test-unit test-workflow test-slurm ## All tests that need no GPU
+test: test-unit test-processes test-workflow test-slurm ## All tests that need no GPU
 
 test-unit: $(READY) ## The fast part, under two minutes on two cores
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/unit
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not processes" tests/unit
+
+test-processes: $(READY) ## Trainings in processes of their own, interrupted and resumed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile -m processes tests/unit
 
 test-workflow: $(READY) ## Whole runs of the smallest preset
 	$(BIN)/pytest tests/workflow

@@ -339,6 +339,7 @@ def test_a_model_whose_files_are_not_listed(small, cache, tmp_path, capsys, file
     fails(capsys, ["provenance.json", "files"], argv, tmp_path / "out")
 
 
+@pytest.mark.processes
 def test_a_full_disk(small, cache, tmp_path):
     """A limit on the size of files stands in for the disk: writing fails in the same way and place."""
     command = [sys.executable, "-m", "matvlm.distill.run", *arguments(small, tmp_path / "out")]

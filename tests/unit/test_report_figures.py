@@ -47,6 +47,7 @@ def panel(figure, title):
     return found
 
 
+@pytest.mark.processes
 def test_equal_data_give_equal_bytes_in_another_process(tmp_path):
     report = figure_data.settings(2)
     profile = figure_data.write(figure_data.profile_frame(), tmp_path / "profile.csv")

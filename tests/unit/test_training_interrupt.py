@@ -17,6 +17,7 @@ from test_distill_run import arguments, log_of
 from matvlm.distill import run
 from matvlm.training import interrupt
 
+pytestmark = pytest.mark.processes
 STEPS = 60
 SETTINGS = {"steps": STEPS, "save_every": 5, "validate_every": 20}
 LOGGED = Path(__file__).parents[2] / "workflow/scripts/logged"

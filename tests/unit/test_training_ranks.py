@@ -19,6 +19,7 @@ from matvlm.errors import UserError
 from matvlm.training import loop
 from matvlm.training.device import pick_device
 
+pytestmark = pytest.mark.processes
 STEPS = 40
 SETTINGS = {"steps": STEPS, "micro_batch_size": 1, "validate_every": 20, "save_every": 5}
 LOSSES = ("loss", "loss_prob", "loss_layer", "loss_ce", "grad_norm", "val_kl", "val_ce")
