@@ -78,6 +78,7 @@ def measure(config: LlavaConfig, length: int) -> Size:
     import torch
 
     from matvlm.distill.task import select_trainable
+    from matvlm.models.hybrid import head_dim
     from matvlm.models.llava import new_model
 
     with torch.device("meta"):
@@ -102,9 +103,9 @@ def measure(config: LlavaConfig, length: int) -> Size:
             counts["F"] += weight.numel() * name.startswith(mixed)
     head = model.lm_head.weight.numel()  # by itself: it may be the embedding
     counts["W"], counts["H"] = counts["W"] + head, head
-    head_dim = text.hidden_size // text.num_attention_heads
-    scan = len(replaced) * 4 * (getattr(text, "mamba_chunk_size", 0) + head_dim) * text.hidden_size
-    attention = (text.num_hidden_layers - len(replaced)) * 4 * length * text.hidden_size
+    inner = text.num_attention_heads * head_dim(text)
+    scan = len(replaced) * 4 * (getattr(text, "mamba_chunk_size", 0) + head_dim(text)) * inner
+    attention = (text.num_hidden_layers - len(replaced)) * 4 * length * inner
     return Size(
         total=sum(weight.numel() for weight in model.parameters()),
         trained=sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
@@ -233,6 +234,7 @@ def plan(config: Config) -> str:
 
 def _measuring_lines(name: str, preset: Preset) -> Iterator[str]:
     """The costs of a preset that trains nothing."""
+    from matvlm.models.hybrid import head_dim
     from matvlm.models.initialise import student_config
 
     settings, teacher = preset.profile, teacher_architecture(preset)
@@ -252,7 +254,7 @@ def _measuring_lines(name: str, preset: Preset) -> Iterator[str]:
         config = teacher if layout is None else student_config(teacher, layout, "attention")
         text, weights = config.text_config, measure(config, context).total
         replaced = len(getattr(text, "mamba_layers", []))
-        width = text.num_key_value_heads * text.hidden_size // text.num_attention_heads
+        width = text.num_key_value_heads * head_dim(text)
         held = 2 * (text.num_hidden_layers - replaced) * width * context * batch * size
         of = f"{replaced} of {text.num_hidden_layers}"
         rows.append((layout or "teacher", of, f"{weights:,}", f"{weights * size:,}", f"{held:,}"))

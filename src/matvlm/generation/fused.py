@@ -18,6 +18,7 @@ from transformers import LlavaForConditionalGeneration
 from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
 
 from matvlm.models.filled_cache import filled_cache
+from matvlm.models.hybrid import head_dim
 from matvlm.models.hybrid_phi import HybridPhiMambaLayer
 from matvlm.ops.choose import MAMBA_SSM, kernel_path
 from matvlm.ops.decode import MAX_BATCH
@@ -68,14 +69,14 @@ class FusedDecoder:
         self.position = torch.zeros((), dtype=torch.long, device=device)
         self.begins = torch.zeros(batch, dtype=torch.long, device=device)
         self.logits = torch.empty(batch, text.vocab_size, device=device)
-        head_dim = text.hidden_size // text.num_attention_heads
-        inner, kv = text.num_attention_heads * head_dim, text.num_key_value_heads * head_dim
+        width = head_dim(text)
+        inner, kv = text.num_attention_heads * width, text.num_key_value_heads * width
         self._stream = torch.empty(batch, text.hidden_size, device=device)
         self._normed = torch.empty_like(self._stream, dtype=model.dtype)
         wide = 2 * inner + 2 * kv + text.num_attention_heads
         self._projected = torch.empty(batch, wide, device=device, dtype=model.dtype)
         self._mixed = torch.empty(batch, inner + text.intermediate_size, device=device, dtype=model.dtype)
-        self._workspace = Workspace(batch, text.num_attention_heads, head_dim, capacity, device)
+        self._workspace = Workspace(batch, text.num_attention_heads, width, capacity, device)
         positions = torch.arange(capacity, device=device)[None]
         self._rotary = tuple(
             part[0].contiguous() for part in self.text.rotary_emb(self._stream, position_ids=positions)

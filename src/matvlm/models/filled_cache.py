@@ -16,7 +16,7 @@ from transformers.cache_utils import (
     StaticLayer,
 )
 
-from matvlm.models.hybrid import ATTENTION, COUNTING, MAMBA
+from matvlm.models.hybrid import ATTENTION, COUNTING, MAMBA, layer_kinds
 
 
 class FilledLayer(StaticLayer):
@@ -71,10 +71,9 @@ class FilledCountingLayer(FilledLayer, LinearAttentionAndStaticFullAttentionLaye
 
 def filled_cache(config: PreTrainedConfig, capacity: int) -> Cache:
     """An empty cache for ``capacity`` positions of a language model with this configuration."""
-    kinds = getattr(config, "layer_types", None) or [ATTENTION] * config.num_hidden_layers
     made = {
         ATTENTION: lambda: FilledLayer(capacity),
         MAMBA: LinearAttentionLayer,
         COUNTING: lambda: FilledCountingLayer(capacity),
     }
-    return Cache(layers=[made[kind]() for kind in kinds])
+    return Cache(layers=[made[kind]() for kind in layer_kinds(config)])

@@ -76,13 +76,23 @@ class HybridConfig:
         return [index for index, kind in enumerate(self.layer_types) if kind != ATTENTION]
 
 
+def head_dim(config: PreTrainedConfig) -> int:
+    """Channels of an attention head of a language model."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def layer_kinds(config: PreTrainedConfig) -> list[str]:
+    """`layer_types` of a language model, which a stock one may not name."""
+    return getattr(config, "layer_types", None) or [ATTENTION] * config.num_hidden_layers
+
+
 def make_mixer(config: HybridConfig, layer_idx: int) -> Mamba2Mixer:
     """A mixer with the dimensions of the family's attention."""
     return Mamba2Mixer(
         config.hidden_size,
         config.num_attention_heads,
         config.num_key_value_heads,
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        head_dim(config),
         layer_idx=layer_idx,
         conv_kernel=config.mamba_conv_kernel,
         chunk_size=config.mamba_chunk_size,

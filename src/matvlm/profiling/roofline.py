@@ -11,7 +11,7 @@ import statistics
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-from matvlm.models.hybrid import ATTENTION
+from matvlm.models.hybrid import ATTENTION, head_dim, layer_kinds
 from matvlm.profiling.points import Point
 
 COPIED = 2**30
@@ -67,28 +67,21 @@ def predict_memory(model: LlavaForConditionalGeneration, point: Point, runtime: 
     logits = batch * text.vocab_size * 4
     full = cache_bytes_of(config, point.context, batch, model.dtype)
     if runtime == "fused":  # all of the cache is there from the beginning
-        rotary = 2 * 4 * point.context * int(_head_dim(config) * text.rope_parameters["partial_rotary_factor"])
+        rotated = int(head_dim(text) * text.rope_parameters["partial_rotary_factor"])
+        rotary = 2 * 4 * point.context * rotated
         return weights + full + max(work, 2 * logits) + rotary
-    kinds = _kinds(config)
+    kinds = layer_kinds(text)
     keys = _cache_bytes(config, point.context, model.dtype)[0] // (2 * max(kinds.count(ATTENTION), 1))
     before = cache_bytes_of(config, prompt, batch, model.dtype)
     return weights + max(before + work, full + batch * keys + 2 * logits)
 
 
-def _head_dim(config: LlavaConfig) -> int:
-    return config.text_config.hidden_size // config.text_config.num_attention_heads
-
-
-def _kinds(config: LlavaConfig) -> list[str]:
-    text = config.text_config
-    return getattr(text, "layer_types", None) or [ATTENTION] * text.num_hidden_layers
-
-
 def _cache_bytes(config: LlavaConfig, tokens: int, dtype: torch.dtype) -> tuple[int, int]:
     """Bytes of a sequence's keys and values, and of its states: the convolution's in ``dtype``, else float32."""
-    text, kinds, head_dim = config.text_config, _kinds(config), _head_dim(config)
-    kv, inner = text.num_key_value_heads * head_dim, text.num_attention_heads * head_dim
+    text = config.text_config
+    kinds, width = layer_kinds(text), head_dim(text)
+    kv, inner = text.num_key_value_heads * width, text.num_attention_heads * width
     attention = kinds.count(ATTENTION)
     taps = getattr(text, "mamba_conv_kernel", 0)
-    state = (inner + 2 * kv) * taps * dtype.itemsize + 4 * inner * head_dim
+    state = (inner + 2 * kv) * taps * dtype.itemsize + 4 * inner * width
     return attention * 2 * kv * tokens * dtype.itemsize, (len(kinds) - attention) * state
