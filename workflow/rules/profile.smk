@@ -23,7 +23,8 @@ rule profile:
             f"--teacher {folder(input.teacher)}"
             if PRESET.trains
             else f"--architecture {shlex.quote(PRESET.teacher.model_dump_json())}"
-            + " --device cuda" * PRESET.gpus.profile  # on a CPU a large model would take days
+            + " --device cuda"
+            * PRESET.gpus.profile  # on a CPU a large model would take days
         ),
         out=subpath(output[0], parent=True),
         state=f"runs/{CONFIG.preset}/state/profile",
