@@ -102,7 +102,8 @@ class CacheReader:
                 raise UserError(f"{folder}: cache was made with {key} {found!r}, but {value!r} is asked for")
         try:
             self.lengths = np.asarray(self.manifest["rows"], dtype=np.int64)
-            counts = np.asarray([shard["rows"] for shard in self.manifest["shards"]], dtype=np.int64)
+            shards = [(shard["rows"], shard["file"], shard["sha256"]) for shard in self.manifest["shards"]]
+            counts = np.asarray([rows for rows, _, _ in shards], dtype=np.int64)
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{folder / MANIFEST}: rows or shards missing or not as written") from None
         self.shard_of = np.repeat(np.arange(len(counts)), counts)
