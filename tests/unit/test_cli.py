@@ -125,6 +125,14 @@ def test_a_manifest_that_is_none(capsys, broken, manifest, words):
     assert words in refused(capsys, broken)
 
 
+@pytest.mark.parametrize("key", ["rows", "file", "sha256"])
+def test_a_manifest_whose_shards_lack_something(capsys, broken, key):
+    manifest = json.loads((broken / "manifest.json").read_text())
+    del manifest["shards"][0][key]
+    (broken / "manifest.json").write_text(json.dumps(manifest))
+    assert "rows or shards missing or not as written" in refused(capsys, broken)
+
+
 def test_a_manifest_that_contradicts_its_shards(capsys, broken):
     manifest = json.loads((broken / "manifest.json").read_text())
     manifest["rows"][-1] += 1
