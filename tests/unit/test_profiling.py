@@ -169,15 +169,16 @@ def test_only_the_last_steps_count(teacher, monkeypatch):
     inputs = measure.make_inputs(teacher, at)
     settings = make_settings(warmup_steps=4, decode_steps=5)
     assert measure.time_steps(measure.Plain(teacher, at), inputs, settings) == 6  # the median of 4 to 8
-    monkeypatch.setattr(generated.Clock, "seconds", lambda clock: [float(n) for n in range(len(clock._marks) - 1)])
+    monkeypatch.setattr(measure.Clock, "seconds", lambda clock: [float(n) for n in range(len(clock._marks) - 1)])
     assert generated.time_generate(measure.Plain(teacher, at), inputs, settings) == (6, 6)
 
 
 def test_each_step_is_timed():
     assert all(0.01 <= seconds < 1 for seconds in measure.time_each(lambda: time.sleep(0.01), 3, CPU))
-    clock = generated.Clock(CPU)
+    clock = measure.Clock(CPU)
+    marking = generated.Marking(clock)
     for _ in range(4):
-        assert not clock(torch.zeros(2, 1), None).any()
+        assert not marking(torch.zeros(2, 1), None).any()
         time.sleep(0.01)
     assert len(clock.seconds()) == 3
     assert all(0.01 <= seconds < 1 for seconds in clock.seconds())

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from matvlm.errors import UserError
+from matvlm.models.folder import FLOATS
 
 MARGIN = 2 * 2**30
 """Bytes beside the weights: the GPU's own context, activations, and the cache of one conversation, which takes
 0.6 GiB in Phi-2's 2,048 positions."""
-FLOATS = ("F64", "F32", "F16", "BF16")
 SIZES = {"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2}
 
 

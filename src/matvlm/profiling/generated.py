@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-import time
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -18,30 +16,19 @@ from transformers import LlavaForConditionalGeneration, StoppingCriteria
 from transformers.utils import is_flash_attn_2_available
 
 from matvlm.config import Profile
-from matvlm.profiling.measure import Fused, Inputs, Plain, Runtime, fill
+from matvlm.profiling.measure import Clock, Fused, Inputs, Plain, Runtime, fill
 
 
-class Clock(StoppingCriteria):
-    """Never stops; notes when it was asked, after each token."""
+class Marking(StoppingCriteria):
+    """Never stops; marks a clock when it is asked, after each token."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self._marks: list = []
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs) -> Tensor:
-        if self.device.type == "cuda":
-            self._marks.append(torch.cuda.Event(enable_timing=True))
-            self._marks[-1].record()
-        else:
-            self._marks.append(time.perf_counter())
+        """None of the sequences is done, (b,)."""
+        self.clock.mark()
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-    def seconds(self) -> list[float]:
-        """Between one token and the next."""
-        if self.device.type != "cuda":
-            return [b - a for a, b in pairwise(self._marks)]
-        torch.cuda.synchronize(self.device)
-        return [a.elapsed_time(b) / 1e3 for a, b in pairwise(self._marks)]
 
 
 def time_generate(runtime: Runtime, inputs: Inputs, settings: Profile) -> tuple[float, float]:
@@ -80,7 +67,7 @@ def _last(runtime: Runtime, given: dict, count: int, settings: Profile) -> float
             do_sample=False,
             eos_token_id=None,
             pad_token_id=0,
-            stopping_criteria=[clock],
+            stopping_criteria=[Marking(clock)],
         )
     return statistics.median(clock.seconds()[-settings.decode_steps :])
 

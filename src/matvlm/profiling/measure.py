@@ -22,7 +22,7 @@ from matvlm.config import Profile
 from matvlm.errors import UserError
 from matvlm.models.forward import vision_features
 from matvlm.profiling.memory import measure_peak
-from matvlm.profiling.points import Point
+from matvlm.profiling.points import FUSED, Point
 
 PASSES = 3
 """Times that a prompt goes through after the first."""
@@ -66,7 +66,7 @@ class Plain:
 class Fused:
     """`matvlm.generation.fused`: the same for every model, few launches in a CUDA graph."""
 
-    name = "fused"
+    name = FUSED
 
     def __init__(self, model: LlavaForConditionalGeneration, point: Point) -> None:
         from matvlm.generation.fused import FusedDecoder
@@ -91,6 +91,29 @@ class Fused:
 
 
 Runtime = Plain | Fused
+
+
+class Clock:
+    """Notes moments of a device's work without waiting for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._marks: list = []
+
+    def mark(self) -> None:
+        """Note when the device has done what it was asked so far."""
+        if self.device.type == "cuda":
+            self._marks.append(torch.cuda.Event(enable_timing=True))
+            self._marks[-1].record()
+        else:
+            self._marks.append(time.perf_counter())
+
+    def seconds(self) -> list[float]:
+        """Between one mark and the next, once the device is done."""
+        if self.device.type != "cuda":
+            return [b - a for a, b in pairwise(self._marks)]
+        torch.cuda.synchronize(self.device)
+        return [a.elapsed_time(b) / 1e3 for a, b in pairwise(self._marks)]
 
 
 def check_points(model: LlavaForConditionalGeneration, settings: Profile) -> None:
@@ -124,19 +147,12 @@ def time_steps(runtime: Runtime, inputs: Inputs, settings: Profile) -> float:
 
 def time_each(step: Callable[[], None], count: int, device: torch.device) -> list[float]:
     """Seconds from the end of each of ``count`` steps to that of the next, the first from its own beginning."""
-    if device.type != "cuda":
-        ends = [time.perf_counter()]
-        for _ in range(count):
-            step()
-            ends.append(time.perf_counter())
-        return [b - a for a, b in pairwise(ends)]
-    marks = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
-    marks[0].record()
-    for mark in marks[1:]:
+    clock = Clock(device)
+    clock.mark()
+    for _ in range(count):
         step()
-        mark.record()
-    torch.cuda.synchronize(device)
-    return [a.elapsed_time(b) / 1e3 for a, b in pairwise(marks)]
+        clock.mark()
+    return clock.seconds()
 
 
 def measure_memory(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,9 +32,9 @@ from matvlm.profiling.measure import (
 )
 from matvlm.profiling.points import GENERATE, PAPER, Point
 from matvlm.profiling.roofline import copy_bandwidth, predict_memory, step_bytes
+from matvlm.profiling.state import Row
 from matvlm.training.device import pick_device
 
-Row = dict[str, object]
 ENERGY_S = 1.0
 """Seconds of decoding that its energy is averaged over, at least."""
 
@@ -171,8 +170,6 @@ def _energy(runtime: Runtime, inputs: Inputs, settings: config.Profile, step: fl
 
 def run(job: Job, out: Path) -> None:
     """Write what `measure` finds to ``out`` as JSON: `row`, or `error` where a user's input is at fault."""
-    # Its own kernels are found again by the processes that follow.
-    os.environ.setdefault("TRITON_CACHE_DIR", str(Path.home() / ".triton" / "cache"))
     try:
         write_json(out, {"row": measure(job)})
     except UserError as error:

@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 from matvlm.config import Profile
 
+SAME, PAPER = "same_runtime", "paper"
+GENERATE = "generate-"
+"""Start of the names of runtimes that are transformers' plain `generate`; the attention implementation follows."""
+FUSED = "fused"
+
 
 @dataclass(frozen=True)
 class Point:
@@ -29,12 +34,6 @@ def points_of(settings: Profile) -> list[Point]:
         for prompt in settings.prompt_tokens
         for generated in settings.generated_tokens
     ]
-
-
-SAME, PAPER = "same_runtime", "paper"
-GENERATE = "generate-"
-"""Start of the names of runtimes that are transformers' plain `generate`; the attention implementation follows."""
-FUSED = "fused"
 
 
 def runtimes_of(settings: Profile, protocol: str, teacher: bool) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from matvlm.models.hybrid import ATTENTION, head_dim, layer_kinds
-from matvlm.profiling.points import Point
+from matvlm.profiling.points import FUSED, Point
 
 COPIED = 2**30
 """Bytes of the buffer whose copying is timed: far more than any cache of a processor."""
@@ -66,7 +66,7 @@ def predict_memory(model: LlavaForConditionalGeneration, point: Point, runtime: 
     work = max(mlp, scores if runtime.endswith("eager") else 0)
     logits = batch * text.vocab_size * 4
     full = cache_bytes_of(config, point.context, batch, model.dtype)
-    if runtime == "fused":  # all of the cache is there from the beginning
+    if runtime == FUSED:  # all of the cache is there from the beginning
         rotated = int(head_dim(text) * text.rope_parameters["partial_rotary_factor"])
         rotary = 2 * 4 * point.context * rotated
         return weights + full + max(work, 2 * logits) + rotary

@@ -65,16 +65,15 @@ def profile(
     devices = [str(pick_device(device)) for device in devices]
     if len(names := {provenance.device_name(device) for device in devices}) > 1:
         raise UserError(f"--device {','.join(devices)}: {' and '.join(sorted(names))} do not compare")
-    rounds = [
-        (repeat, point, protocol)
-        for repeat, point, protocol in product(range(settings.repeats), points_of(settings), settings.protocols)
+    places = [
+        (point, protocol)
+        for point, protocol in product(points_of(settings), settings.protocols)
         if protocol == SAME or point.batch == min(settings.batch_sizes)
     ]
     origin = provenance.describe(
         _described(settings, architecture),
         teacher=teacher,
         device=devices[0],
-        kernel_path=_kernel_path(devices[0]),
     )
     found = Measured(state, origin)
     free: SimpleQueue[str] = SimpleQueue()
@@ -100,8 +99,7 @@ def profile(
     with ThreadPoolExecutor(len(devices)) as pool:
         # Repeats are rounds: none begins before the one before it has ended.
         for repeat in range(settings.repeats):
-            mine = [job for job in rounds if job[0] == repeat]
-            running = [pool.submit(measure, *job) for job in mine]
+            running = [pool.submit(measure, repeat, *place) for place in places]
             try:
                 for done in progress(running, f"profile, repeat {repeat + 1} of {settings.repeats}"):
                     done.result()
@@ -115,12 +113,6 @@ def _described(settings: config.Profile, architecture: config.RandomTeacher | No
     """What a run is configured with."""
     random = {} if architecture is None else {"architecture": architecture.model_dump(mode="json")}
     return {"profile": settings.model_dump(mode="json"), **random}
-
-
-def _kernel_path(device: str) -> str:
-    from matvlm.ops.choose import kernel_path
-
-    return kernel_path(device)
 
 
 def _in_own_process(*arguments: object) -> Row:

@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 
 from matvlm.files import write_text
+from matvlm.profiling.points import PAPER, SAME
 from matvlm.report import published, scale_verdicts, speed_verdicts, verdicts
 from matvlm.report.evidence import Claim, Evidence, NotRun, answer
-from matvlm.report.measured import PAPER, SAME
 from matvlm.report.read import read_eval, read_profile, read_train
 from matvlm.report.settings import Report
 from matvlm.report.table import Column, Entry, Row, Table

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from matvlm.profiling.points import FUSED, PAPER
 from matvlm.report import order
 
-SAME, PAPER = "same_runtime", "paper"
-FUSED = "fused"
 PLACE = ["batch", "prompt_tokens", "generated_tokens"]
 RATES = ("decode_tokens_per_s", "generated_decode_tokens_per_s")
 """Columns of which more is better; of all others less is."""

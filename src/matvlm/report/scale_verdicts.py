@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 
+from matvlm.profiling.points import PAPER, SAME
 from matvlm.report import published
 from matvlm.report.evidence import Claim, Evidence, NotRun
-from matvlm.report.measured import PAPER, RATES, SAME, Point, Spread, best_runtime, points_of, ratio, spread_at
+from matvlm.report.measured import RATES, Point, Spread, best_runtime, points_of, ratio, spread_at
 from matvlm.report.speed_verdicts import (
     MEMORY,
     RATE,

@@ -8,8 +8,9 @@ from functools import cached_property
 
 import pandas as pd
 
+from matvlm.profiling.points import PAPER
 from matvlm.report import measured, published
-from matvlm.report.measured import PAPER, Point, Spread, best_runtime, layouts, points, rows_at, spread
+from matvlm.report.measured import Point, Spread, best_runtime, layouts, points, rows_at, spread
 from matvlm.report.settings import Report
 from matvlm.report.table import SECTION, Column, Entry, Row, Table, minus, repeats
 

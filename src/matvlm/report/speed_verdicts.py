@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from matvlm.profiling.points import SAME
 from matvlm.report import published
 from matvlm.report.evidence import HOLDS, NOT_SHOWN, Claim, Evidence, NotRun, judge
-from matvlm.report.measured import SAME, Point, Spread, against_teacher, points_of, rows_at, spread_at
+from matvlm.report.measured import Point, Spread, against_teacher, points_of, rows_at, spread_at
 
 HALF = "even-50"
 """Layout of which the paper's 27.5 % are."""

@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
+from matvlm.profiling.points import PAPER, SAME
 from matvlm.report import measured, order, published
 from matvlm.report.figures import lines, style
-from matvlm.report.measured import PAPER, SAME, Point
+from matvlm.report.measured import Point
 
 TITLES = {SAME: "One runtime", PAPER: "As the paper measured"}
 BOUND = {"linestyle": style.DASHED, "linewidth": 0.8, "alpha": 0.8}
