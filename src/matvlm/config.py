@@ -17,6 +17,7 @@ from matvlm import layouts
 from matvlm.sections import (
     TASKS,
     Ablation,
+    AnswerTraining,
     Architecture,
     BaseCell,
     Cache,
@@ -28,8 +29,11 @@ from matvlm.sections import (
     Evaluation,
     Gpus,
     Init,
+    JoinedTeacher,
     Layout,
+    LlamaArchitecture,
     LlavaData,
+    Lora,
     LossSet,
     LossWeights,
     Optimisation,
@@ -47,6 +51,7 @@ from matvlm.validation import ConfigError, Model, explain, parse_settings, read_
 __all__ = [
     "TASKS",
     "Ablation",
+    "AnswerTraining",
     "Architecture",
     "BaseCell",
     "Cache",
@@ -60,8 +65,11 @@ __all__ = [
     "Evaluation",
     "Gpus",
     "Init",
+    "JoinedTeacher",
     "Layout",
+    "LlamaArchitecture",
     "LlavaData",
+    "Lora",
     "LossSet",
     "LossWeights",
     "Model",
@@ -95,7 +103,9 @@ class Preset(Model):
 
     data: Annotated[EmbeddedData | LlavaData, Field(discriminator="source")] = TRAINED
     """What is learnt from and asked about."""
-    teacher: Annotated[EmbeddedTeacher | CheckpointTeacher | RandomTeacher, Field(discriminator="source")]
+    teacher: Annotated[
+        EmbeddedTeacher | JoinedTeacher | CheckpointTeacher | RandomTeacher, Field(discriminator="source")
+    ]
     """The transformer that is distilled."""
     cache: Cache = TRAINED
     """What of the teacher is kept on disk."""
@@ -149,10 +159,11 @@ class Preset(Model):
         if isinstance(self.teacher, Architecture) and self.data.max_length <= (image := self.teacher.image_tokens):
             problem = f"{self.data.max_length} leaves no room for text; an image takes {image}"
             raise wrong("data.max_length", problem)
-        for step, training in (("distill", self.distill), ("teacher", getattr(self.teacher, "training", None))):
+        taught = getattr(self.teacher, "training", None)
+        for step, stages in (("distill", (self.distill,)), ("teacher", taught.stages if taught else ())):
             gpus = getattr(self.gpus, step)
-            if training is not None and gpus > training.batch_size:
-                raise wrong(f"gpus.{step}", f"{gpus} is more than the batch size, {training.batch_size}")
+            if gpus > (smallest := min((stage.batch_size for stage in stages), default=gpus)):
+                raise wrong(f"gpus.{step}", f"{gpus} is more than the batch size, {smallest}")
         if self.distill.reduction == "release" and self.cache.mode != "online":
             problem = "its losses include padding, which no cache holds"
             raise wrong("distill.reduction", f"release needs cache.mode online, not {self.cache.mode}; {problem}")

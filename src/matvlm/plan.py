@@ -41,6 +41,7 @@ from matvlm.config import (
     Cache,
     Config,
     EmbeddedTeacher,
+    JoinedTeacher,
     LlavaData,
     Optimisation,
     Preset,
@@ -176,6 +177,10 @@ def teacher_architecture(preset: Preset) -> LlavaConfig:
 
         ids = {"image": 0, "eos": 0, "pad": 0}
         return teacher_config(preset.teacher, vocab_size=len(vocabulary()), token_ids=ids)
+    if isinstance(preset.teacher, JoinedTeacher):
+        from matvlm.teacher.join import planned_config
+
+        return planned_config(preset.teacher)
     from matvlm.models.folder import read_config
 
     return read_config(preset.teacher.path)
@@ -271,9 +276,14 @@ def _teacher_lines(preset: Preset, architecture: LlavaConfig, teacher: Size) -> 
     depth = architecture.text_config.num_hidden_layers
     line = f"teacher    {teacher.total:,} weights, {depth} layers"
     length, tokens = preset.data.max_length, architecture.image_seq_length
-    if isinstance(preset.teacher, EmbeddedTeacher) and preset.teacher.source == "train":
-        positions, images = _positions(preset.teacher.training, length, tokens)
-        flops = (6 * teacher.W + 3 * teacher.M) * positions + 6 * (teacher.V + teacher.C) * images
+    # A language model that is given has gradients of activations, and of weights none to speak of.
+    passes = 4 if isinstance(preset.teacher, JoinedTeacher) else 6
+    if isinstance(preset.teacher, EmbeddedTeacher | JoinedTeacher) and preset.teacher.trained_here:
+        positions, flops = 0, 0
+        for stage in preset.teacher.training.stages:
+            seen, images = _positions(stage, length, tokens)
+            positions += seen
+            flops += (passes * teacher.W + 3 * teacher.M) * seen + 6 * (teacher.V + teacher.C) * images
         line += f", trained on at most {positions:,} tokens, {flops:.3g} FLOPs"
     yield line
     if preset.cache.mode == "online":

@@ -35,20 +35,27 @@ def load(data):
             stop(
                 f"params.yaml: presets.{name}.{part}.source: {getattr(active, part).source} is not supported yet"
             )
-    if (
-        active.teacher.source == "shipped"
-        and not (active.teacher.path / "config.json").is_file()
-    ):
-        stop(
-            f"params.yaml: presets.{name}.teacher.path: {active.teacher.path} holds no model; set source to train"
-        )
-    training = getattr(active.teacher, "training", None)
-    start = active.teacher.source == "train" and training.start
-    if start and not (start / "provenance.json").is_file():
-        stop(
-            f"params.yaml: presets.{name}.teacher.training.start: {start} holds no model"
-        )
+    for key, (folder, remedy) in given_folders(active.teacher).items():
+        if not (folder / "provenance.json").is_file():
+            stop(
+                f"params.yaml: presets.{name}.teacher.{key}: {folder} holds no model{remedy}"
+            )
     return whole
+
+
+def given_folders(teacher):
+    """Folders that a teacher starts from, by their keys, and what to do where one is missing."""
+    training, found = getattr(teacher, "training", None), {}
+    if teacher.source == "shipped":
+        found["path"] = teacher.path, "; set source to train"
+    if teacher.source == "train" and training.start:
+        found["training.start"] = training.start, ""
+    if teacher.source == "smollm2":
+        if teacher.adapter:
+            found["adapter"] = teacher.adapter, "; set it to null to train one"
+        elif training.vision:
+            found["training.vision"] = training.vision, "; set it to null"
+    return found
 
 
 def typed(value):
@@ -179,7 +186,7 @@ if PRESET.trains:
         "radar": "<run>/collected/ratios/eval.csv",
     }
     SPLITS = ["distill", "val", "test"]
-    SPLITS += ["train"] * (PRESET.teacher.source == "train")
+    SPLITS += ["train"] * PRESET.teacher.trained_here
     CACHED = PRESET.cache.mode != "online"
     SEEDS = PRESET.ablation.seeds
 else:

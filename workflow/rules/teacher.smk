@@ -1,4 +1,4 @@
-# The teacher is trained, or taken over as given.
+# The teacher is trained, or taken over as given, or joined of parts of which one or all are.
 if PRESET.teacher.source == "train":
 
     rule train_teacher:
@@ -34,6 +34,10 @@ if PRESET.teacher.source == "train":
             " --data {params.data} --val {params.val}"
             " --state {params.state}/{params.code} --tensorboard {params.events} --out {params.out}"
             " && rm -rf {params.state}"
+
+elif PRESET.teacher.source == "smollm2":
+
+    include: "joined_teacher.smk"
 
 else:
 

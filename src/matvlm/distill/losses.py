@@ -144,16 +144,6 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return -_log_softmax(logits).gather(-1, targets[..., None]).squeeze(-1)
 
 
-def answer_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sum of next-token cross-entropy over the labelled positions.
-
-    Args:
-        logits: (b, l, v). labels: (b, l), -100 where there is no label; labels[:, t] is predicted at t - 1.
-    """
-    flat = logits[:, :-1].flatten(0, 1)
-    return F.cross_entropy(flat.to(wide(flat)), labels[:, 1:].flatten(), ignore_index=-100, reduction="sum")
-
-
 def wide(tensor: Tensor) -> torch.dtype:
     """The type that losses of ``tensor`` are computed in: float32 at least."""
     return torch.promote_types(tensor.dtype, torch.float32)

@@ -8,9 +8,13 @@ from matvlm.sections.cluster import Gpus, Slurm
 from matvlm.sections.data import EmbeddedData, LlavaData, Split, SplitSize
 from matvlm.sections.measuring import TASKS, Evaluation, Profile
 from matvlm.sections.teacher import (
+    AnswerTraining,
     Architecture,
     CheckpointTeacher,
     EmbeddedTeacher,
+    JoinedTeacher,
+    LlamaArchitecture,
+    Lora,
     RandomTeacher,
     TeacherTraining,
     TextArchitecture,
@@ -21,6 +25,7 @@ from matvlm.sections.training import Cache, Distillation, LossWeights, Optimisat
 __all__ = [
     "TASKS",
     "Ablation",
+    "AnswerTraining",
     "Architecture",
     "BaseCell",
     "Cache",
@@ -32,8 +37,11 @@ __all__ = [
     "Evaluation",
     "Gpus",
     "Init",
+    "JoinedTeacher",
     "Layout",
+    "LlamaArchitecture",
     "LlavaData",
+    "Lora",
     "LossSet",
     "LossWeights",
     "Optimisation",

@@ -7,16 +7,20 @@ from typing import Literal
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
 )
 
+from matvlm.config import JoinedTeacher, LlamaArchitecture
 from matvlm.data.conversations import IMAGE
 from matvlm.data.processor import build_processor, count_image_tokens
 from matvlm.data.render import CHAT_TEMPLATE
+from matvlm.errors import UserError
 from matvlm.models.folder import check_folder, load_strictly
 from matvlm.models.llava import new_model
 from matvlm.sections import VisionArchitecture
@@ -56,19 +60,49 @@ def join_teacher(
     )
     tokenizer.chat_template = None  # its own; the processor has that of our prompts
     old = given.config.vocab_size
-    given.resize_token_embeddings(-(-max(old, len(tokenizer)) // ROWS) * ROWS, mean_resizing=False)
+    given.resize_token_embeddings(embedding_rows(max(old, len(tokenizer))), mean_resizing=False)
     with torch.no_grad():
         for rows in (given.get_input_embeddings().weight, given.get_output_embeddings().weight):
             rows[old:] = rows[:old].mean(0)
 
     processor = build_processor(tokenizer, vision.image_size, vision.patch_size, select_strategy)
     processor.chat_template = CHAT_TEMPLATE
-    text = given.config
-    config = LlavaConfig(
+    torch.manual_seed(seed)
+    model = new_model(
+        joined_config(
+            given.config,
+            vision,
+            image_token_id=processor.image_token_id,
+            image_tokens=count_image_tokens(processor),
+            feature_layer=feature_layer,
+            select_strategy=select_strategy,
+        )
+    )
+    model.model.language_model.load_state_dict(given.model.state_dict())
+    model.lm_head.load_state_dict(given.lm_head.state_dict())
+    return model.eval(), processor
+
+
+def embedding_rows(tokens: int) -> int:
+    """Rows of the embedding for so many tokens."""
+    return -(-tokens // ROWS) * ROWS
+
+
+def joined_config(
+    text: LlamaConfig,
+    vision: VisionArchitecture,
+    *,
+    image_token_id: int,
+    image_tokens: int,
+    feature_layer: int,
+    select_strategy: str,
+) -> LlavaConfig:
+    """Configuration of the whole, ``text`` being that of the language model with its final number of rows."""
+    return LlavaConfig(
         vision_config=tower_config(vision),
         text_config=text,
-        image_token_id=processor.image_token_id,
-        image_seq_length=count_image_tokens(processor),
+        image_token_id=image_token_id,
+        image_seq_length=image_tokens,
         vision_feature_layer=feature_layer,
         vision_feature_select_strategy=select_strategy,
         projector_hidden_act="gelu",
@@ -76,8 +110,54 @@ def join_teacher(
         eos_token_id=text.eos_token_id,
         tie_word_embeddings=text.tie_word_embeddings,
     )
-    torch.manual_seed(seed)
-    model = new_model(config)
-    model.model.language_model.load_state_dict(given.model.state_dict())
-    model.lm_head.load_state_dict(given.lm_head.state_dict())
-    return model.eval(), processor
+
+
+def join_given(
+    settings: JoinedTeacher, language: Path, seed: int
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """As `join_teacher`, of a language model that must be what ``settings`` say.
+
+    Raises:
+        UserError: also where it is of another size.
+    """
+    check_folder(language)
+    found = AutoConfig.from_pretrained(language, local_files_only=True)
+    for key, wanted in text_sizes(settings.text).items():
+        if getattr(found, key) != wanted:
+            problem = f"{key} is {getattr(found, key)}, but teacher.text asks for {wanted}"
+            raise UserError(f"{language / 'config.json'}: {problem}")
+    return join_teacher(
+        language,
+        settings.vision,
+        feature_layer=settings.vision_feature_layer,
+        select_strategy=settings.vision_feature_select_strategy,
+        seed=seed,
+    )
+
+
+def text_sizes(text: LlamaArchitecture) -> dict[str, int]:
+    """The sizes of a language model by their names in its own configuration."""
+    return {
+        "vocab_size": text.vocab_size,
+        "hidden_size": text.hidden_size,
+        "intermediate_size": text.intermediate_size,
+        "num_hidden_layers": text.layers,
+        "num_attention_heads": text.heads,
+        "num_key_value_heads": text.kv_heads,
+        "max_position_embeddings": text.max_position_embeddings,
+    }
+
+
+def planned_config(settings: JoinedTeacher) -> LlavaConfig:
+    """Configuration of the teacher that ``settings`` describe, for what depends on its size alone."""
+    text = LlamaConfig(**text_sizes(settings.text), tie_word_embeddings=True)
+    image = text.vocab_size
+    text.vocab_size = embedding_rows(image + 1)
+    return joined_config(
+        text,
+        settings.vision,
+        image_token_id=image,
+        image_tokens=settings.image_tokens,
+        feature_layer=settings.vision_feature_layer,
+        select_strategy=settings.vision_feature_select_strategy,
+    )

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from matvlm.config import TeacherTraining
+from matvlm.config import AnswerTraining
 from matvlm.data.dataset import DROP_CAPTION, InMemoryDataset
-from matvlm.distill.losses import answer_cross_entropy
+from matvlm.data.render import IGNORE
+from matvlm.distill.losses import cross_entropy
 from matvlm.models.forward import embed, language_pass, vision_features
 from matvlm.training.order import Order
 
@@ -40,7 +42,7 @@ class TeacherTask:
         model: LlavaForConditionalGeneration,
         data: InMemoryDataset,
         questions: dict[str, InMemoryDataset],
-        settings: TeacherTraining,
+        settings: AnswerTraining,
     ) -> None:
         self.model: nn.Module = model.train()
         self.device = model.device
@@ -67,8 +69,8 @@ class TeacherTask:
         return {"tokens": float(batch["tokens"]), "answers": float(batch["answers"])}
 
     def losses(self, batch: dict[str, Any], counts: dict[str, float]) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = _logits(self.model, batch["input_ids"], batch["pixel_values"])
-        loss = answer_cross_entropy(logits, batch["labels"]) / counts["answers"]
+        logits, labels, _ = _answers(self.model, batch)
+        loss = cross_entropy(logits, labels).sum() / counts["answers"]
         return loss, {"loss_ce": loss}
 
     @torch.no_grad()
@@ -81,10 +83,9 @@ class TeacherTask:
             right = 0
             for rows in np.array_split(np.arange(len(data)), -(-len(data) // VALIDATION_BATCH)):
                 batch = data.batch(rows, self.device)
-                logits = _logits(self.model, batch["input_ids"], batch["pixel_values"])
-                total += float(answer_cross_entropy(logits, batch["labels"]))
-                wrong = (logits[:, :-1].argmax(-1) != batch["labels"][:, 1:]) & (batch["labels"][:, 1:] != -100)
-                right += int((~wrong.any(1)).sum())
+                logits, labels, places = _answers(self.model, batch)
+                total += float(cross_entropy(logits, labels).sum())
+                right += len(rows) - len(places[logits.argmax(-1) != labels].unique())
                 answers += batch["answers"]
             shares.append(f"{name} {right / len(data):.4f}")
         print(f"validation: {', '.join(shares)}", file=sys.stderr)
@@ -92,7 +93,7 @@ class TeacherTask:
         return {"val_ce": total / answers}
 
 
-def mixed_order(data: InMemoryDataset, settings: TeacherTraining) -> Callable[[int], np.ndarray]:
+def mixed_order(data: InMemoryDataset, settings: AnswerTraining) -> Callable[[int], np.ndarray]:
     """Rows of each step, ``easy_vqa_share`` of them from easy-VQA where both sources are there."""
     easy, clevr = np.flatnonzero(data.flippable), np.flatnonzero(~data.flippable)
     if not len(easy) or not len(clevr):
@@ -108,7 +109,10 @@ def mixed_order(data: InMemoryDataset, settings: TeacherTraining) -> Callable[[i
     return lambda step: np.concatenate([part(step) for part in parts])[mixing]
 
 
-def _logits(model: LlavaForConditionalGeneration, input_ids: Tensor, pixel_values: Tensor) -> Tensor:
-    """(b, l, v)"""
-    embeds = embed(model, input_ids, vision_features(model, pixel_values))
-    return model.lm_head(language_pass(model, embeds))
+def _answers(model: LlavaForConditionalGeneration, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (a, v) at the positions that predict an answer token, those tokens (a,), and the rows (a,) that they
+    are in. The head is applied to these alone: a vocabulary may be large, and answers are few."""
+    embeds = embed(model, batch["input_ids"], vision_features(model, batch["pixel_values"]))
+    following = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE)
+    row, place = (following != IGNORE).nonzero(as_tuple=True)
+    return model.lm_head(language_pass(model, embeds)[row, place]), following[row, place], row
