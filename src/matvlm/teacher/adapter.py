@@ -47,7 +47,7 @@ def vision_weights(model: LlavaForConditionalGeneration) -> dict[str, nn.Paramet
 
 
 def adapter_weights(adapted: PeftModel) -> dict[str, Tensor]:
-    """The adapters alone, by peft's names; not the embedding, which it would add as one that was given new rows."""
+    """The adapters alone, by peft's names; not the embedding, which it would add as one with new rows."""
     return get_peft_model_state_dict(adapted, save_embedding_layers=False)
 
 

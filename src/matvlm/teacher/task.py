@@ -48,10 +48,10 @@ class TeacherTask:
         self.device = model.device
         self.data, self.questions, self.settings = data.to(self.device), questions, settings
         if settings.compile:
-            # The layers share one graph. The tower, a twentieth of the work, records its states by hooks, which
+            # The layers share one graph, of any batch size and length. The tower, a twentieth of the work, records its states by hooks, which
             # would be compiled anew at each step.
             for layer in model.model.language_model.layers:
-                layer.compile()
+                layer.compile(dynamic=True)
 
     def batch(self, rows: np.ndarray, step: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.settings.seed, step, int(rows[0])])
