@@ -12,7 +12,7 @@ import figure_data
 import pytest
 
 from matvlm.errors import UserError
-from matvlm.report import figures, origins, page, svg
+from matvlm.report import claim_rows, figures, origins, page, svg
 
 TABLES = ("main", "losses", "layouts", "ratios", "inits", "divergences", "speed")
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -76,7 +76,7 @@ def make(root, pictures, *, seeds=1, claims=None, change=lambda frame: frame):
         (root / "tables" / f"{name}.html").write_text(table)
     with open(root / "claims.csv", "w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        writer.writerow(page.CLAIM_COLUMNS)
+        writer.writerow(claim_rows.CLAIM_COLUMNS)
         writer.writerows(
             claims or [["speed", "Up to 3.6 x", "3.6", "1.07", "", "", "not shown", "snakemake claims"]]
         )
@@ -229,7 +229,7 @@ def test_text_never_becomes_markup(tmp_path, pictures):
 
 def test_units_tests_and_details_of_claims_are_shown_where_they_are(tmp_path, pictures):
     arguments = make(tmp_path, pictures)
-    columns = [*page.CLAIM_COLUMNS, "unit", "over", "tested", "detail"]
+    columns = [*claim_rows.CLAIM_COLUMNS, "unit", "over", "tested", "detail"]
     row = [
         "m",
         "Less",
