@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
 from matvlm.report.evidence import FAILS, HOLDS, NOT_RUN, NOT_SHOWN
@@ -64,14 +65,13 @@ class Claim:
     @property
     def in_short(self) -> str:
         """Our number and its interval in few characters, of the unit its sign; empty where there is no number."""
-        value, low, high = (self.number(name) for name in ("measured", "low", "high"))
-        if math.isnan(value):
+        if math.isnan(value := self.number("measured")):
             return ""
         places = 1 if abs(value) >= 10 else 2
-        text, *ends = (f"{one:.{places}f}".replace("-", "−") for one in (value, low, high))
+        text, *ends = (_rounded(self.number(name), places) for name in ("measured", "low", "high"))
         text = self._with_unit(text, self.unit.split(" ")[0])
         # What an interval adds that is narrower than the digits shown is nothing.
-        return text if math.isnan(low) or ends[0] == ends[1] else f"{text} [{ends[0]}, {ends[1]}]"
+        return text if math.isnan(self.number("low")) or ends[0] == ends[1] else f"{text} [{ends[0]}, {ends[1]}]"
 
     def number(self, name: str) -> float:
         """One of `NUMBERS`; NaN where there is none."""
@@ -99,6 +99,14 @@ def read_claims(path: Path) -> list[Claim]:
         )
         for row in read_rows(path, CLAIM_COLUMNS)
     ]
+
+
+def _rounded(value: float, places: int) -> str:
+    """Halves are rounded away from zero: a 5 at the end of four digits was rounded there before."""
+    if not math.isfinite(value):
+        return ""
+    exact = Decimal(f"{value:.10g}").quantize(Decimal(1).scaleb(-places), ROUND_HALF_UP)
+    return f"{exact:z}".replace("-", "−")
 
 
 def readable(text: str) -> str:

@@ -188,6 +188,11 @@ AT_PAPER_SCALE = tuple(
     for protocol, suffix in ((PAPER, ""), (SAME, "_architecture"))
 )
 """What the claims about speed and memory become for a model of the paper's size."""
+ORDER = tuple(entry.id for entry in (*AT_PAPER_SCALE, *REGISTER[2:]))
+"""Ids of all claims, in the order in which presets are compared."""
+IN_ONE_RUNTIME = {entry.id: f"{entry.id}_architecture" for entry in REGISTER[:2]}
+"""Claims that are judged in one runtime unless the model is of the paper's size, and how such a model's judged so
+are called."""
 
 
 def register(settings: Report) -> tuple[_Entry, ...]:

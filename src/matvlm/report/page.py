@@ -20,6 +20,7 @@ from matvlm.errors import UserError
 from matvlm.files import write_text
 from matvlm.report import svg
 from matvlm.report.claim_rows import UNKNOWN, VERDICTS, read_claims
+from matvlm.report.comparison import READING, SHOWN, compare, differences
 from matvlm.report.origins import read_origins
 from matvlm.report.settings import Report
 
@@ -82,13 +83,20 @@ class Item:
 
 
 def write(
-    settings: Report, claims: Path, tables: list[Path], figures: list[Path], data: list[Path], out: Path
+    settings: Report,
+    claims: Path,
+    tables: list[Path],
+    figures: list[Path],
+    data: list[Path],
+    beside: list[Path],
+    out: Path,
 ) -> None:
     """Write the page.
 
     Args:
         claims: `claims.csv`. tables: HTML fragments. figures: SVG files. data: CSV files to link, and to read
-            the provenance from. All links are relative to the folder of ``out``.
+            the provenance from. beside: `claims.csv` of other presets. All links are relative to the folder of
+            ``out``.
 
     Raises:
         UserError: a file that is not what it should be, naming it.
@@ -98,6 +106,7 @@ def write(
     items = [_table(settings, path, sources, link) for path in tables]
     items += [_figure(settings, path, sources, link) for path in figures]
     verdicts = read_claims(claims)
+    comparison = compare({path.parent.name: path for path in beside} | {settings.preset: claims})
     counts = Counter(claim.verdict for claim in verdicts)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("matvlm.report"),
@@ -112,6 +121,10 @@ def write(
         claims=verdicts,
         counts=[(verdict, *VERDICTS.get(verdict, UNKNOWN), n) for verdict, n in _in_order(counts)],
         claim_links=[("Markdown", link(claims.with_suffix(".md"))), (claims.name, link(claims))],
+        comparison=comparison,
+        descriptions=SHOWN,
+        notes=[READING, *differences(comparison)],
+        pages={path.parent.name: link(path.with_name("index.html")) for path in beside},
         sections=arrange(items),
         origins=read_origins(data),
         data=[(path.name, link(path)) for path in data],
