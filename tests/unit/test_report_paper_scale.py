@@ -316,7 +316,7 @@ def test_the_page_of_a_preset_that_trains_nothing(profile, tmp_path):
         figures.write(name, settings, profile, tmp_path / "figures" / name)
     drawn = [tmp_path / "figures" / f"{name}.svg" for name in NAMES]
     made = [tmp_path / "tables" / "speed.html"]
-    page.write(settings, tmp_path / "claims.csv", made, drawn, [profile], tmp_path / "index.html")
+    page.write(settings, tmp_path / "claims.csv", made, drawn, [profile], [], tmp_path / "index.html")
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "weights of this preset are random" in text
     assert "magnitudes cannot" not in text

@@ -117,7 +117,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--claims",
         type=Path,
-        nargs="+",
+        nargs="*",
         metavar="FILE",
         help="claims.csv of each preset; else those that are there",
     )

@@ -143,8 +143,9 @@ def differences(comparison: Comparison) -> Iterator[str]:
     """What each preset tested, of the claims that are sizes of one model and directions of others."""
     for line in comparison.lines:
         if line.id in IN_ONE_RUNTIME.values():
-            texts = (f"{text} ({', '.join(names)})" for text, names in line.tested.items())
-            yield f"{line.claim}: tested is that {'; that '.join(texts)}."
+            texts = [f"{text} ({', '.join(names)})" for text, names in line.tested.items() if text]
+            if texts:
+                yield f"{line.claim}: tested is that {'; that '.join(texts)}."
 
 
 def _entry(claim: Claim | None) -> Entry:
