@@ -148,11 +148,13 @@ rule summarise_metrics:
         "workflow/scripts/logged {log} python -m matvlm.report.metrics --{params.kind} {input} --out {output}"
 
 
-# The README has a section of the same, which `python -m matvlm.report.compare` writes: a file that is edited in
-# place is no output, as Snakemake removes outputs before a job.
+# What is compared is what lies here. By absolute paths no rule makes these files, so that the active preset is not
+# rendered anew first either, which may have been committed with another configuration than this workflow's. The
+# README has a section of the same, which `python -m matvlm.report.compare` writes: a file that is edited in place is
+# no output, as Snakemake removes outputs before a job.
 rule compare:
     input:
-        COMPARED,
+        [os.path.abspath(path) for path in COMPARED],
     output:
         report(
             multiext("results/claims", ".md", ".csv", ".svg", ".png"),
