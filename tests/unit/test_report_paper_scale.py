@@ -134,7 +134,7 @@ def test_columns_of_an_older_file_count_as_empty(tmp_path):
     assert [column.header for column in made.columns][:4] == [
         *("Context, tokens", "Model", "Layers replaced", "Prompt pass, s")
     ]
-    assert len(made.columns) == 10
+    assert len(made.columns) == 8
     for name in ("speed", "memory"):
         for scale in (False, True):
             figures.write(name, paper_profile.settings(scale=scale), old, tmp_path / f"{name}{scale}")

@@ -34,7 +34,7 @@ A verdict is about what stands under "tested", and is one of
 - **holds**: all of the interval lies on the claim's side;
 - **does not hold**: all of it lies on the other side;
 - **not shown**: the interval spans the bound, or there is none, or the direction agrees and the claimed size was
-  neither reached nor testable with so small a model;
+  neither reached nor testable with a model that is not the paper's;
 - **not run**: this preset's configuration or data cannot answer.
 
 In square brackets: 95 % intervals, over seeds (Student's t) where several were trained, else over the test
