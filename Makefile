@@ -55,6 +55,7 @@ lint: $(READY) ## ruff, snakefmt, snakemake --lint, and the drift of generated f
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
 	$(BIN)/python -m matvlm.schema --check
+	$(BIN)/python -m matvlm.report.compare --check
 
 format: $(READY) ## Format Python and Snakemake files
 	$(BIN)/ruff check --fix .

@@ -52,6 +52,13 @@ def settings(seeds: int = 1, *, narrow: bool = False, preset: str = "tiny") -> R
     return Report(**settings, at_paper_scale=preset == "paper")
 
 
+def smol_settings() -> Report:
+    """Settings as of a pretrained language model with 30 layers: ratios up to all of them, three seeds."""
+    axes = ABLATION | {"ratios": (12.5, 25, 50, 100), "inits": ("attention", "random")}
+    ablation = Ablation(**axes, seeds=(0, 1, 2))
+    return Report(preset="smol", depth=30, base=BaseCell(), ablation=ablation, tasks=TASKS)
+
+
 def cells(report: Report) -> list[Cell]:
     """Every cell of all axes once."""
     return list(dict.fromkeys(cell for axis in AXES for cell in report.cells(axis)))
@@ -60,7 +67,9 @@ def cells(report: Report) -> list[Cell]:
 def accuracy(cell: Cell, seed: int, task: int) -> float:
     """A made-up accuracy that differs by cell, seed and task."""
     value = 0.62 + 0.05 * ("layer" in cell.loss) + 0.08 * ("prob" in cell.loss) + 0.06 * ("ce" in cell.loss)
-    value -= {"even-12.5": -0.04, "even-25": 0, "even-50": 0.09, "front-25": 0.12}.get(cell.layout, 0.05)
+    value -= {"even-12.5": -0.04, "even-25": 0, "even-50": 0.09, "even-100": 0.3, "front-25": 0.12}.get(
+        cell.layout, 0.05
+    )
     value -= {"attention": 0, "random": 0.1}.get(cell.init, 0.3)
     value -= {"kl": 0, "none": 0, "reverse": 0.01, "jsd": 0.02}.get(cell.divergence, 0.04)
     wobble = math.sin(37 * seed + 11 * task + sum(map(ord, cell.path))) + 1.4 * math.sin(5 * seed + len(cell.path))

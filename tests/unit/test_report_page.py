@@ -12,7 +12,7 @@ import figure_data
 import pytest
 
 from matvlm.errors import UserError
-from matvlm.report import figures, origins, page, svg
+from matvlm.report import claim_rows, figures, origins, page, svg
 
 TABLES = ("main", "losses", "layouts", "ratios", "inits", "divergences", "speed")
 VOID = {"meta", "br", "link", "img", "input", "hr"}
@@ -76,13 +76,24 @@ def make(root, pictures, *, seeds=1, claims=None, change=lambda frame: frame):
         (root / "tables" / f"{name}.html").write_text(table)
     with open(root / "claims.csv", "w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
-        writer.writerow(page.CLAIM_COLUMNS)
+        writer.writerow(claim_rows.CLAIM_COLUMNS)
         writer.writerows(
             claims or [["speed", "Up to 3.6 x", "3.6", "1.07", "", "", "not shown", "snakemake claims"]]
         )
     tables = [root / "tables" / f"{name}.html" for name in TABLES]
     drawn = [root / "figures" / f"{name}.svg" for name in figures.DRAW]
-    return report, root / "claims.csv", tables, drawn, data, root / "index.html"
+    return report, root / "claims.csv", tables, drawn, data, other(root), root / "index.html"
+
+
+def other(root):
+    """The `claims.csv` of one more preset, which has the page that links lead to."""
+    folder = root.parent / f"{root.name}-other" / "smol"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "index.html").write_text("<p>the other page</p>")
+    with open(folder / "claims.csv", "w", newline="", encoding="utf-8") as stream:
+        row = ["speed", "Up to 3.6 x", "3.6", "2.5", "2.4", "2.6", "holds", "snakemake claims"]
+        csv.writer(stream).writerows([claim_rows.CLAIM_COLUMNS, row])
+    return [folder / "claims.csv"]
 
 
 def parse(path):
@@ -207,12 +218,24 @@ def test_verdicts_are_told_without_colour(tmp_path, pictures):
     page.write(*arguments)
     parsed = parse(arguments[-1])
     badges = [a["class"] for _, a in parsed.tags if (a.get("class") or "").startswith("badge")]
-    assert badges == [f"badge {style}" for style in ("yes", "no", "open", "none", "none")] * 2
+    assert badges[:10] == [f"badge {style}" for style in ("yes", "no", "open", "none", "none")] * 2
     text = " ".join(parsed.text.split())
     for words in ("✓ holds", "✗ does not hold", "? not shown", "– not run", "• something new", "✓ holds: 1"):
         assert words in text
     for words in ("1.072 1.039 to 1.1", "27.5 %", "−4.2 −5 to −3", "123,456", "snakemake d"):
         assert words in text
+
+
+def test_other_presets_stand_beside(inputs, parsed, tmp_path):
+    text = " ".join(parsed.text.split())
+    section = text[text.rindex("Beside the other presets") : text.rindex("Quality")]
+    for words in ("Published tiny smol", "? not shown 1.07", "✓ holds 2.50 [2.40, 2.60]"):
+        assert words in section
+    assert any(address.endswith("smol/index.html") for address in parsed.values("href"))
+    assert [a.get("class") for tag, a in parsed.tags if tag in ("td", "th")].count("own") == 2
+    *rest, _, _ = inputs
+    page.write(*rest, [], tmp_path / "index.html")
+    assert "Beside the other presets" not in parse(tmp_path / "index.html").text
 
 
 def test_text_never_becomes_markup(tmp_path, pictures):
@@ -229,7 +252,7 @@ def test_text_never_becomes_markup(tmp_path, pictures):
 
 def test_units_tests_and_details_of_claims_are_shown_where_they_are(tmp_path, pictures):
     arguments = make(tmp_path, pictures)
-    columns = [*page.CLAIM_COLUMNS, "unit", "over", "tested", "detail"]
+    columns = [*claim_rows.CLAIM_COLUMNS, "unit", "over", "tested", "detail"]
     row = [
         "m",
         "Less",
@@ -254,24 +277,24 @@ def test_units_tests_and_details_of_claims_are_shown_where_they_are(tmp_path, pi
 
 
 def test_what_the_page_does_not_know_comes_last(inputs, tmp_path):
-    report, claims, tables, drawn, data, _ = inputs
+    report, claims, tables, drawn, data, beside, _ = inputs
     extra = tmp_path / "novel.html"
     extra.write_text("<table><caption>New</caption></table>")
-    page.write(report, claims, [extra, *tables], drawn, data, tmp_path / "index.html")
+    page.write(report, claims, [extra, *tables], drawn, data, beside, tmp_path / "index.html")
     parsed = parse(tmp_path / "index.html")
     assert parsed.text.rindex("Further results") > parsed.text.index("Speed and memory in numbers")
     assert "table-novel" in parsed.values("id")
 
 
 def test_bad_inputs_are_one_line(inputs, tmp_path):
-    report, claims, tables, drawn, data, _ = inputs
+    report, claims, tables, drawn, data, beside, _ = inputs
     out = tmp_path / "index.html"
     bad = tmp_path / "bad.html"
     bad.write_text("<p>no table</p>")
     with pytest.raises(UserError, match=r"bad.html: not an HTML table"):
-        page.write(report, claims, [bad], drawn, data, out)
+        page.write(report, claims, [bad], drawn, data, beside, out)
     with pytest.raises(UserError, match=r"eval.csv: column id, claim, .* is missing"):
-        page.write(report, data[0], tables, drawn, data, out)
+        page.write(report, data[0], tables, drawn, data, beside, out)
     picture = tmp_path / "bad.svg"
     for text, words in (
         ("<svg", "not SVG"),
@@ -281,7 +304,7 @@ def test_bad_inputs_are_one_line(inputs, tmp_path):
     ):
         picture.write_text(text)
         with pytest.raises(UserError, match=words):
-            page.write(report, claims, tables, [picture], data, out)
+            page.write(report, claims, tables, [picture], data, beside, out)
     assert not out.exists()
 
 

@@ -134,7 +134,7 @@ def test_columns_of_an_older_file_count_as_empty(tmp_path):
     assert [column.header for column in made.columns][:4] == [
         *("Context, tokens", "Model", "Layers replaced", "Prompt pass, s")
     ]
-    assert len(made.columns) == 10
+    assert len(made.columns) == 8
     for name in ("speed", "memory"):
         for scale in (False, True):
             figures.write(name, paper_profile.settings(scale=scale), old, tmp_path / f"{name}{scale}")
@@ -316,7 +316,7 @@ def test_the_page_of_a_preset_that_trains_nothing(profile, tmp_path):
         figures.write(name, settings, profile, tmp_path / "figures" / name)
     drawn = [tmp_path / "figures" / f"{name}.svg" for name in NAMES]
     made = [tmp_path / "tables" / "speed.html"]
-    page.write(settings, tmp_path / "claims.csv", made, drawn, [profile], tmp_path / "index.html")
+    page.write(settings, tmp_path / "claims.csv", made, drawn, [profile], [], tmp_path / "index.html")
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "weights of this preset are random" in text
     assert "magnitudes cannot" not in text

@@ -158,7 +158,7 @@ def test_a_run_that_never_gets_there_is_a_lower_bound(tmp_path):
 
 def test_a_run_that_starts_there_counts_from_its_first_step(tmp_path):
     train = read_train(write_train(tmp_path / "train.csv", CURVES))
-    assert convergence.tokens_to(rows_of(train, BASE), 5.0)[0] == convergence.Reach(50, True)
+    assert convergence.tokens_to(rows_of(train, BASE), 5.0)[0] == convergence.Reach(50, True, at_once=True)
 
 
 def test_final_kl_must_have_been_measured(tmp_path):

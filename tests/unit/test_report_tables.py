@@ -257,6 +257,8 @@ def test_published_numbers_stand_beside_equal_points_only(tmp_path):
     ]
     assert [row[-2:] for row in texts(table)] == [["32", "7.4"], ["114", "7.1"], ["–", "–"]]
     assert not any("do not compare" in note for note in table.notes)
+    other = speed(tmp_path, rows)
+    assert not any("published" in one.header for one in other.columns), "a model of another size"
 
 
 def test_there_is_a_section_for_each_protocol_and_batch(tmp_path):

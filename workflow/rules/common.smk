@@ -14,6 +14,7 @@ from snakemake.utils import update_config
 
 from matvlm.config import ConfigError, CheckpointTeacher, LlavaData, load_config
 from matvlm.experiments import AXES, all_cells, base_cell, evaluation_batches
+from matvlm.report import comparison
 from matvlm.report.settings import Report
 from matvlm.source import code_hash
 
@@ -199,6 +200,9 @@ EVERYTHING = [
     "<results>/data/runs.csv",
     *collected_files("runs", CELLS),
 ]
+# The verdicts of presets as they lie here, which is as they were committed. No other preset is ever computed for
+# them: this workflow has rules for the active one alone.
+COMPARED = [str(path) for path in comparison.present(Path("results"))]
 
 
 pathvars:

@@ -94,6 +94,13 @@ rule render_page:
         tables=expand("<results>/tables/{table}.html", table=TABLES),
         figures=expand("<results>/figures/{figure}.svg", figure=FIGURES),
         data=expand("<results>/data/{kind}.csv", kind=KINDS),
+        # Ancient, as a page tells of its own preset: it is made anew when one more can stand beside it, but not
+        # whenever one of them changes. `snakemake compare` is what is up to date with all.
+        beside=[
+            ancient(path)
+            for path in COMPARED
+            if path != f"results/{CONFIG.preset}/claims.csv"
+        ],
     output:
         report(
             "<results>/index.html",
@@ -116,7 +123,7 @@ rule render_page:
     shell:
         "workflow/scripts/logged {log} python -m matvlm.report.render page"
         " --settings {params.settings:q} --claims {input.claims} --tables {input.tables}"
-        " --figures {input.figures} --data {input.data} --out {output}"
+        " --figures {input.figures} --data {input.data} --beside {input.beside} --out {output}"
 
 
 rule summarise_metrics:
@@ -139,3 +146,32 @@ rule summarise_metrics:
         code=code_hash("matvlm.report.metrics"),
     shell:
         "workflow/scripts/logged {log} python -m matvlm.report.metrics --{params.kind} {input} --out {output}"
+
+
+# What is compared is what lies here. By absolute paths no rule makes these files, so that the active preset is not
+# rendered anew first either, which may have been committed with another configuration than this workflow's. The
+# README has a section of the same, which `python -m matvlm.report.compare` writes: a file that is edited in place is
+# no output, as Snakemake removes outputs before a job.
+rule compare:
+    input:
+        [os.path.abspath(path) for path in COMPARED],
+    output:
+        report(
+            multiext("results/claims", ".md", ".csv", ".svg", ".png"),
+            caption="../report/comparison.rst",
+            category="Claims",
+        ),
+    log:
+        "logs/compare.log",
+    conda:
+        "../../envs/cpu.yaml"
+    threads: 1
+    resources:
+        mem_mb=growing(1000),
+        runtime=growing(5),
+    params:
+        out=subpath(output[0], strip_suffix=".md"),
+        code=code_hash("matvlm.report.compare"),
+    shell:
+        "workflow/scripts/logged {log} python -m matvlm.report.compare --no-readme"
+        " --claims {input} --out {params.out}"

@@ -34,7 +34,7 @@ A verdict is about what stands under "tested", and is one of
 - **holds**: all of the interval lies on the claim's side;
 - **does not hold**: all of it lies on the other side;
 - **not shown**: the interval spans the bound, or there is none, or the direction agrees and the claimed size was
-  neither reached nor testable with so small a model;
+  neither reached nor testable with a model that is not the paper's;
 - **not run**: this preset's configuration or data cannot answer.
 
 In square brackets: 95 % intervals, over seeds (Student's t) where several were trained, else over the test
@@ -188,6 +188,11 @@ AT_PAPER_SCALE = tuple(
     for protocol, suffix in ((PAPER, ""), (SAME, "_architecture"))
 )
 """What the claims about speed and memory become for a model of the paper's size."""
+ORDER = tuple(entry.id for entry in (*AT_PAPER_SCALE, *REGISTER[2:]))
+"""Ids of all claims, in the order in which presets are compared."""
+IN_ONE_RUNTIME = {entry.id: f"{entry.id}_architecture" for entry in REGISTER[:2]}
+"""Claims that are judged in one runtime unless the model is of the paper's size, and how such a model's judged so
+are called."""
 
 
 def register(settings: Report) -> tuple[_Entry, ...]:

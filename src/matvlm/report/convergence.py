@@ -26,6 +26,8 @@ class Reach:
 
     tokens: float
     reached: bool
+    at_once: bool = False
+    """Whether it was there at its first validation already; then ``tokens`` are the shortest training there is."""
 
 
 def final_kl(rows: pd.DataFrame) -> list[float]:
@@ -70,6 +72,6 @@ def _tokens_to(run: pd.DataFrame, level: float) -> Reach:
             if before is not None:
                 share = (before[1] - level) / (before[1] - kl)
                 tokens = before[0] + share * (tokens - before[0])
-            return Reach(max(tokens, shortest), True)
+            return Reach(max(tokens, shortest), True, at_once=before is None)
         before = (tokens, kl)
     return Reach(float(run["tokens"].max()), False)

@@ -6,7 +6,6 @@ is text from CSV files, and is escaped.
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -20,18 +19,11 @@ from markupsafe import Markup
 from matvlm.errors import UserError
 from matvlm.files import write_text
 from matvlm.report import svg
-from matvlm.report.origins import read_origins, read_rows
+from matvlm.report.claim_rows import UNKNOWN, VERDICTS, read_claims
+from matvlm.report.comparison import READING, SHOWN, compare, differences
+from matvlm.report.origins import read_origins
 from matvlm.report.settings import Report
 
-CLAIM_COLUMNS = ("id", "claim", "published", "measured", "low", "high", "verdict", "command")
-VERDICTS = {
-    "holds": ("yes", "✓"),
-    "does not hold": ("no", "✗"),
-    "not shown": ("open", "?"),
-    "not run": ("none", "–"),
-}
-"""Class and sign of each verdict; the word itself is always there, so that colour alone says nothing."""
-UNKNOWN = ("none", "•")
 SECTIONS = {
     "Quality": ("table main", "figure radar"),
     "Ablations": (
@@ -90,31 +82,21 @@ class Item:
     wide: bool = True
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A row of `claims.csv`; ``style`` and ``sign`` belong to the verdict, all else may be empty."""
-
-    id: str
-    claim: str
-    published: str
-    measured: str
-    interval: str
-    verdict: str
-    command: str
-    tested: str
-    detail: str
-    style: str
-    sign: str
-
-
 def write(
-    settings: Report, claims: Path, tables: list[Path], figures: list[Path], data: list[Path], out: Path
+    settings: Report,
+    claims: Path,
+    tables: list[Path],
+    figures: list[Path],
+    data: list[Path],
+    beside: list[Path],
+    out: Path,
 ) -> None:
     """Write the page.
 
     Args:
         claims: `claims.csv`. tables: HTML fragments. figures: SVG files. data: CSV files to link, and to read
-            the provenance from. All links are relative to the folder of ``out``.
+            the provenance from. beside: `claims.csv` of other presets. All links are relative to the folder of
+            ``out``.
 
     Raises:
         UserError: a file that is not what it should be, naming it.
@@ -124,6 +106,7 @@ def write(
     items = [_table(settings, path, sources, link) for path in tables]
     items += [_figure(settings, path, sources, link) for path in figures]
     verdicts = read_claims(claims)
+    comparison = compare({path.parent.name: path for path in beside} | {settings.preset: claims})
     counts = Counter(claim.verdict for claim in verdicts)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("matvlm.report"),
@@ -138,6 +121,10 @@ def write(
         claims=verdicts,
         counts=[(verdict, *VERDICTS.get(verdict, UNKNOWN), n) for verdict, n in _in_order(counts)],
         claim_links=[("Markdown", link(claims.with_suffix(".md"))), (claims.name, link(claims))],
+        comparison=comparison,
+        descriptions=SHOWN,
+        notes=[READING, *differences(comparison)],
+        pages={path.parent.name: link(path.with_name("index.html")) for path in beside},
         sections=arrange(items),
         origins=read_origins(data),
         data=[(path.name, link(path)) for path in data],
@@ -145,54 +132,11 @@ def write(
     write_text(out, text)
 
 
-def read_claims(path: Path) -> list[Claim]:
-    """Rows of `claims.csv`, numbers shortened for reading and with their unit, where the file has that column.
-
-    Raises:
-        UserError: not a CSV file, or one of `CLAIM_COLUMNS` is missing.
-    """
-    claims = []
-    for row in read_rows(path, CLAIM_COLUMNS):
-        unit = {"": "", "x": "×"}.get(row.get("unit") or "", f" {row.get('unit')}")
-        values = {name: readable(row[name]) for name in ("published", "measured", "low", "high")}
-        interval = f"{values['low']} to {values['high']}" if values["low"] and values["high"] else ""
-        if interval and row.get("over"):
-            interval += f", over {row['over']}"
-        style, sign = VERDICTS.get(row["verdict"], UNKNOWN)
-        claims.append(
-            Claim(
-                id=row["id"],
-                claim=row["claim"],
-                published=values["published"] and values["published"] + unit,
-                measured=values["measured"] and values["measured"] + unit,
-                interval=interval,
-                verdict=row["verdict"],
-                command=row["command"],
-                tested=row.get("tested") or "",
-                detail=row.get("detail") or "",
-                style=style,
-                sign=sign,
-            )
-        )
-    return claims
-
-
 def arrange(items: list[Item]) -> list[tuple[str, list[Item]]]:
     """Items by section, in the order of `SECTIONS`; whatever these do not know comes last."""
     known = {f"{item.kind} {item.name}": item for item in items}
     sections = [(title, [known.pop(name) for name in names if name in known]) for title, names in SECTIONS.items()]
     return [(title, found) for title, found in (*sections, ("Further results", list(known.values()))) if found]
-
-
-def readable(text: str | None) -> str:
-    """A number with four significant digits and a true minus sign; any other text as it is."""
-    try:
-        value = float(text or "")
-    except ValueError:
-        return text or ""
-    if not math.isfinite(value):
-        return ""
-    return (f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}").replace("-", "−")
 
 
 def duration(seconds: float) -> str:

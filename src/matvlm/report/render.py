@@ -45,7 +45,7 @@ def _claims(settings: Report, args: argparse.Namespace) -> None:
 def _page(settings: Report, args: argparse.Namespace) -> None:
     from matvlm.report import page
 
-    page.write(settings, args.claims, args.tables, args.figures, args.data, args.out)
+    page.write(settings, args.claims, args.tables, args.figures, args.data, args.beside, args.out)
 
 
 def _parse(argv: list[str] | None) -> argparse.Namespace:
@@ -79,6 +79,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     page.add_argument("--tables", type=Path, nargs="+", required=True, help="the tables' .html files, in order")
     page.add_argument("--figures", type=Path, nargs="+", required=True, help="the figures' .svg files, in order")
     page.add_argument("--data", type=Path, nargs="+", required=True, help="the CSV files, for their provenance")
+    page.add_argument("--beside", type=Path, nargs="*", default=[], help="claims.csv of other presets")
     page.set_defaults(run=_page)
 
     for command, out in ((table, "path without suffix"), (figure, "path without suffix")):

@@ -166,7 +166,8 @@ def speed_table(profile: pd.DataFrame, settings: Report) -> Table:
         profile: `profile.csv`.
     """
     at = points(profile)
-    compared = any(point.generated_tokens in published.TOKENS_PER_S for point in at)
+    # Beside the rates of another model the paper's would ask for a comparison that means nothing.
+    compared = settings.at_paper_scale and any(point.generated_tokens in published.TOKENS_PER_S for point in at)
     sections = {_section(point, at): [] for point in at}
     columns = [*_columns(profile, long=len(sections) > 1, compared=compared)]
     for line in _lines(profile, at, settings):

@@ -170,7 +170,8 @@ def _ablation(axis: str, settings: Report, scores: pd.DataFrame, log: pd.DataFra
             notes.append(
                 "Tokens of training until the validation KL first falls to the highest final KL of the runs from "
                 f"{' and '.join(convergence.COMPARED)}, on straight lines between validations; > marks a cell of "
-                "which not every seed got there, with the mean of what is known to be too little."
+                "which not every seed got there, with the mean of what is known to be too little. Of a run that "
+                "starts below it the first logged step counts."
             )
     if any(cell.init == "release-random" for cell in cells):
         notes.append(

@@ -43,7 +43,7 @@ def quality(evidence: Evidence, start: Claim) -> Claim:
         return claim
     budget = f" It was trained on {log['tokens'].max():,.0f} tokens"
     if not evidence.settings.at_paper_scale and len(evidence.settings.cells("losses")) > 1:
-        budget += ", a budget kept short on purpose so that the ablations tell good cells from bad ones"
+        budget += ", as was every cell of the ablations"
     return replace(claim, detail=f"{claim.detail}{budget}.")
 
 
@@ -109,7 +109,8 @@ def init(evidence: Evidence, start: Claim) -> Claim:
             raise NotRun(f"ablation.inits of this preset lacks {name}")
     logs = {name: evidence.log_of(cells[name]) for name in convergence.COMPARED}
     limit = convergence.level(evidence.train, evidence.settings)
-    reach = {name: [one.tokens for one in convergence.tokens_to(log, limit)] for name, log in logs.items()}
+    runs = {name: convergence.tokens_to(log, limit) for name, log in logs.items()}
+    reach = {name: [one.tokens for one in found] for name, found in runs.items()}
     speedup = [slow / fast for fast, slow in zip(reach["attention"], reach["random"], strict=True)]
     logarithm = over_seeds([math.log(value) for value in speedup])
     gap = difference(evidence.of(cells["attention"]), evidence.of(cells["random"]))
@@ -127,6 +128,10 @@ def init(evidence: Evidence, start: Claim) -> Claim:
         detail += f" [{low:.2f}, {high:.2f}], geometric mean over {len(speedup)} seeds"
     else:
         detail += ", one seed, so without interval; the verdict asks the scores to agree"
+    for name, found in runs.items():
+        if at_once := sum(one.at_once for one in found):
+            detail += f"; {name} was below it at the first validation of {at_once} of {len(found)} runs"
+            detail += ", of which the first logged step counts"
     detail += f". Mean score after the same training, attention minus random: {in_points(gap)}, {_over(gap)}."
     return replace(
         start,

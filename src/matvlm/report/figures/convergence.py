@@ -14,6 +14,8 @@ from matvlm.report.figures import style
 from matvlm.report.read import seeds_of
 from matvlm.report.settings import Report
 
+WIDE = 8
+"""Ratio of the ends of the vertical axis from which ticks at 1, 2 and 5 are enough."""
 SCALES = {1.0: "", 1e3: "thousand", 1e6: "million", 1e9: "billion"}
 
 
@@ -33,14 +35,15 @@ def draw_convergence(settings: Report, frame: pd.DataFrame) -> Figure:
     compared = len(set(curves) & set(convergence.COMPARED)) > 1
     level = convergence.level(frame, settings) if compared else None
 
-    figure = Figure(figsize=(style.COLUMN, 2.95), layout="constrained")
+    figure = Figure(figsize=(style.COLUMN, 3.2), layout="constrained")
     axes = figure.subplots()
     if level is not None:
         axes.axhline(level, color=style.MUTED, linewidth=1, linestyle=style.DASHED, label="level")
     for init, curve in curves.items():
         _draw(axes, curve.assign(tokens=curve["tokens"] / size), style.INITS[init], init)
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low > WIDE else (1, 1.5, 2, 3, 4, 5, 7)))
     axes.yaxis.set_major_formatter(style.NUMBER)
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlim(-0.025 * last / size, 1.025 * last / size)
