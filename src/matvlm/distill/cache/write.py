@@ -29,6 +29,8 @@ from matvlm.training.memory import fits
 
 BATCH = 16
 """Conversations that the teacher sees at a time."""
+CHUNK = 1024
+"""Positions whose logits are there at a time."""
 
 
 class Writer:
@@ -153,13 +155,17 @@ def _tensors(passed: TeacherPass, head: nn.Linear, real: Tensor, settings: Cache
     if passed.states:
         states = [passed.states[point][real].to(dtype) for point in sorted(passed.states)]
         tensors["states"] = torch.stack(states, dim=1)
-    logits = head(passed.hidden[real])
-    if settings.mode == "topk":
-        top = TopK.of(logits, settings.top_k)
-        tensors |= {"top_values": top.values, "top_indices": top.indices.int(), "tail": top.tail}
-    else:
-        tensors["logits"] = logits.to(dtype)
+    scores = [_scores(head(part), settings) for part in passed.hidden[real].split(CHUNK)]
+    tensors |= {name: torch.cat([part[name] for part in scores]) for name in scores[0]}
     return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _scores(logits: Tensor, settings: Cache) -> dict[str, Tensor]:
+    """What is kept of logits (n, v), in memory of the CPU."""
+    if settings.mode == "full":
+        return {"logits": logits.to(getattr(torch, settings.dtype)).cpu()}
+    top = TopK.of(logits, settings.top_k)
+    return {"top_values": top.values.cpu(), "top_indices": top.indices.int().cpu(), "tail": top.tail.cpu()}
 
 
 def _place(source: Path, target: Path) -> None:
