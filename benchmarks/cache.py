@@ -10,7 +10,8 @@ k. A k of the vocabulary's size or more is everything.
 Time: seconds of a training step of the last student, all three losses, as the training loop takes it, with the
 next batch read beside. `step_s` is the mean over a run's steps but the first and last, so that waiting for a shard
 counts; the kinds of cache take turns in every repeat, and a ratio is that to `online` of the same repeat. `mapped`
-reads rows in any order, `whole` shard after shard.
+reads rows in any order, `whole` shard after shard. `cpu_s` is processor time a step, what is read beside included:
+on a machine that others use too, it is what can be compared.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import shlex
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,7 +55,7 @@ KINDS = (("online", ""), ("full", "mapped"), ("full", "whole"), ("topk", "mapped
 MEASURED = (
     *("measure", "student", "divergence", "k", "vocabulary", "positions"),
     *("exact_nats", "topk_nats", "error_nats", "relative_error", "mean_absolute_error_nats"),
-    *("mode", "reading", "repeat", "step_s", "median_step_s", "ratio_to_online", "bytes"),
+    *("mode", "reading", "repeat", "step_s", "median_step_s", "cpu_s", "ratio_to_online", "bytes"),
 )
 SETTING = ("preset", "command", "rows", "max_length", "batch", "micro_batch", "precision", "steps")
 ORIGIN = (
@@ -124,7 +126,7 @@ def times(preset: Preset, args: argparse.Namespace, device: torch.device) -> Ite
             online = None
             for mode, reading in KINDS:
                 cache = caches.get(mode)
-                found = steps(path, data, cache, reading == "whole", preset, args, device, Path(scratch))
+                found, work = steps(path, data, cache, reading == "whole", preset, args, device, Path(scratch))
                 mean = statistics.mean(found)
                 online = mean if online is None else online
                 print(f"repeat {repeat}: {mode} {reading} {mean:.4f} s", file=sys.stderr)
@@ -137,6 +139,7 @@ def times(preset: Preset, args: argparse.Namespace, device: torch.device) -> Ite
                     "repeat": repeat,
                     "step_s": f"{mean:.5g}",
                     "median_step_s": f"{statistics.median(found):.5g}",
+                    "cpu_s": f"{work:.5g}",
                     "ratio_to_online": f"{mean / online:.4f}",
                     "bytes": sizes.get(mode, 0),
                 }
@@ -159,8 +162,9 @@ def steps(
     args: argparse.Namespace,
     device: torch.device,
     scratch: Path,
-) -> list[float]:
-    """Seconds of all steps of a run but the first, which warms up, and the last, which validates."""
+) -> tuple[list[float], float]:
+    """Seconds of all steps of a run but the first, which warms up, and the last, which validates; and seconds of
+    processor time of the whole run for each step."""
     settings = training(preset.distill, args, preset.cache.shard_size if whole else None)
     dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
     student = place(load_model(student_folder), device, dtype)
@@ -170,10 +174,12 @@ def steps(
     task = DistillTask(student, data, source, Objective.of("prob+layer+ce", "kl", settings), (data, online))
     del online
     order = Order(np.arange(len(data)), settings.batch_size, 0, settings.shuffle_block)
+    before = time.process_time()
     with tempfile.TemporaryDirectory(dir=scratch) as state:
         log = train(task, settings, order, seed=0, state=Path(state), title="step")
+    work = (time.process_time() - before) / args.steps
     seconds = [float(row["seconds"]) for row in csv.DictReader(io.StringIO(log))]
-    return np.diff(seconds)[1:-1].tolist()
+    return np.diff(seconds)[1:-1].tolist(), work
 
 
 def training(settings: Distillation, args: argparse.Namespace, block: int | None) -> Distillation:
