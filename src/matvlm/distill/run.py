@@ -138,7 +138,7 @@ def _open_cache(args: argparse.Namespace, depends: dict, objective: Objective) -
             "allowed: that, or null"
         )
     if "layer" in objective.terms:
-        reader.require(read_config(args.init_dir).text_config.mamba_layers)
+        reader.require(getattr(read_config(args.init_dir).text_config, "mamba_layers", ()))
     return reader
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -77,7 +77,7 @@ class Writer:
             UserError: a teacher or data that cannot be used.
         """
         numbers = range(part, len(self.parts), parts)
-        return [self._ensure(number)["file"] for number in self._progress(numbers, f"cache_part {part}")]
+        return [self._ensure(number)["file"] for number in _shown(numbers, f"cache_part {part}")]
 
     def gather(self, out: Path, checked: Collection[str] = ()) -> None:
         """Write the cache in one rename, of shards that are there, and of those that have to be made. With mode
@@ -86,8 +86,8 @@ class Writer:
         Args:
             checked: names of shards that `make` returned, whose hashes are not checked again.
         """
-        numbers = self._progress(range(len(self.parts)), "cache_teacher")
-        shards = [self._ensure(number, checked) for number in numbers]
+        numbers = range(len(self.parts))
+        shards = [self._ensure(number, checked) for number in _shown(numbers, "cache_teacher")]
         manifest = self.fingerprint | {
             "points": self.points,
             "shard_size": self.settings.shard_size,
@@ -99,17 +99,14 @@ class Writer:
                 _place(self.state / shard["file"], aside / shard["file"])
             write_json(aside / MANIFEST, manifest)
 
-    def _progress(self, numbers: range, title: str) -> Iterable[int]:
-        with progress(numbers, title) as bar:
-            yield from bar
-
     def _ensure(self, number: int, checked: Collection[str] = ()) -> dict:
         """The record of a shard, which is made unless it is there."""
         path = self.state / f"shard-{number:05d}.safetensors"
         record = path.with_suffix(".json")
         try:
             found = json.loads(record.read_text(encoding="utf-8"))
-            sound = found["made_for"] == self.made_for and found["bytes"] == path.stat().st_size
+            said = found["made_for"], found["file"], found["bytes"]
+            sound = said == (self.made_for, path.name, path.stat().st_size)
             if sound and (path.name in checked or file_hash(path) == found["sha256"]):
                 return found
         except (OSError, ValueError, KeyError, TypeError):
@@ -166,6 +163,11 @@ def _scores(logits: Tensor, settings: Cache) -> dict[str, Tensor]:
         return {"logits": logits.to(getattr(torch, settings.dtype)).cpu()}
     top = TopK.of(logits, settings.top_k)
     return {"top_values": top.values.cpu(), "top_indices": top.indices.int().cpu(), "tail": top.tail.cpu()}
+
+
+def _shown(numbers: range, title: str) -> Iterator[int]:
+    with progress(numbers, title) as bar:
+        yield from bar
 
 
 def _place(source: Path, target: Path) -> None:
