@@ -53,7 +53,7 @@ from matvlm.training.order import Order
 DIVERGENCES = ("kl", "reverse", "jsd", "ce")
 KINDS = (("online", ""), ("full", "mapped"), ("full", "whole"), ("topk", "mapped"), ("topk", "whole"))
 MEASURED = (
-    *("measure", "student", "divergence", "k", "vocabulary", "positions"),
+    *("measure", "student", "student_hash", "divergence", "k", "vocabulary", "positions"),
     *("exact_nats", "topk_nats", "error_nats", "relative_error", "mean_absolute_error_nats"),
     *("mode", "reading", "repeat", "step_s", "median_step_s", "cpu_s", "ratio_to_online", "bytes"),
 )
@@ -88,6 +88,7 @@ def accuracy(
             yield {
                 "measure": "accuracy",
                 "student": name,
+                "student_hash": provenance.model_hash(path),
                 "divergence": divergence,
                 "k": k,
                 "vocabulary": teacher.config.text_config.vocab_size,
@@ -133,6 +134,7 @@ def times(preset: Preset, args: argparse.Namespace, device: torch.device) -> Ite
                 yield {
                     "measure": "step",
                     "student": name,
+                    "student_hash": provenance.model_hash(path),
                     "k": args.step_k if mode == "topk" else "",
                     "mode": mode,
                     "reading": reading,

@@ -63,7 +63,7 @@ def test_what_is_measured(bench, small, models, tmp_path):
     assert all(float(row["step_s"]) > 0 for row in steps)
     assert int(steps[1]["bytes"]) > int(steps[3]["bytes"]) > int(steps[0]["bytes"]) == 0
     assert {row["command"] for row in rows} == {"python benchmarks/cache.py " + " ".join(argv)}
-    assert all(row["torch"] and row["device"] and row["teacher_hash"] for row in rows)
+    assert all(row["torch"] and row["device"] and row["teacher_hash"] and row["student_hash"] for row in rows)
 
 
 def test_rows_of_another_preset_stay(bench, tmp_path):
