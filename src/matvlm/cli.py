@@ -179,7 +179,7 @@ def _describe(path: Path, images: Path | None, report: Path | None) -> str:
 
 
 def _cache(path: Path) -> str:
-    from matvlm.distill.cache import CacheReader
+    from matvlm.distill.cache.read import CacheReader
 
     reader = CacheReader(path, {})
     reader.check()

@@ -167,6 +167,10 @@ class Preset(Model):
         if self.distill.reduction == "release" and self.cache.mode != "online":
             problem = "its losses include padding, which no cache holds"
             raise wrong("distill.reduction", f"release needs cache.mode online, not {self.cache.mode}; {problem}")
+        block, shard = self.distill.shuffle_block, self.cache.shard_size
+        if self.cache.mode != "online" and block not in (None, shard):
+            allowed = f"null or cache.shard_size, {shard}, where cache.mode is {self.cache.mode}"
+            raise wrong("distill.shuffle_block", f"{block} cannot be read in order; allowed: {allowed}")
         if self.cache.mode == "topk" and self.distill.temperature != 1:
             raise wrong("distill.temperature", "must be 1 where cache.mode is topk")
 

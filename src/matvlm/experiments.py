@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from matvlm import layouts
 from matvlm.config import BaseCell, Preset
 
 AXES = {
@@ -70,6 +71,12 @@ def all_cells(preset: Preset, base: BaseCell) -> list[Cell]:
     if preset.ablation.grid:
         cells += grid_cells(preset, base)
     return list(dict.fromkeys(cells))
+
+
+def compared_layers(preset: Preset, base: BaseCell) -> list[int]:
+    """Layers whose outputs some cell compares with the teacher's, ascending."""
+    compared = {cell.layout for cell in all_cells(preset, base) if "layer" in cell.loss.split("+")}
+    return sorted({index for layout in compared for index in layouts.resolve(layout, preset.teacher.depth)})
 
 
 def grid_cells(preset: Preset, base: BaseCell) -> list[Cell]:

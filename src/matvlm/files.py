@@ -31,10 +31,25 @@ def written_aside(target: Path) -> Iterator[Path]:
         with _named(target):
             yield aside
         _replace_folder(aside, target)
-    except SafetensorError as error:
-        raise OSError(errno.EIO, str(error), str(target)) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def file_aside(target: Path) -> Iterator[Path]:
+    """A path beside ``target`` for a file that replaces it when the block ends well, and is removed if not.
+
+    Raises:
+        OSError: as `written_aside`.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    aside = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    try:
+        with _named(target):
+            yield aside
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def write_text(target: Path, text: str) -> None:
@@ -44,14 +59,8 @@ def write_text(target: Path, text: str) -> None:
 
 def write_bytes(target: Path, data: bytes) -> None:
     """Write ``data`` to ``target`` in one rename."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    aside = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-    try:
-        with _named(target):
-            aside.write_bytes(data)
-        aside.replace(target)
-    finally:
-        aside.unlink(missing_ok=True)
+    with file_aside(target) as aside:
+        aside.write_bytes(data)
 
 
 def write_json(target: Path, data: object) -> None:
@@ -61,9 +70,11 @@ def write_json(target: Path, data: object) -> None:
 
 @contextlib.contextmanager
 def _named(target: Path) -> Iterator[None]:
-    """Put a name to the errors of a full disk, which Python's have not."""
+    """Put a name to the errors of a full disk, which Python's have not and safetensors' are not."""
     try:
         yield
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(target)) from None
     except OSError as error:
         if error.errno in FULL and error.filename is None:
             raise OSError(error.errno, error.strerror, str(target)) from None

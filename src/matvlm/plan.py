@@ -48,7 +48,7 @@ from matvlm.config import (
     RandomTeacher,
 )
 from matvlm.errors import UserError
-from matvlm.experiments import AXES, Cell, all_cells, base_cell, table_cells
+from matvlm.experiments import AXES, Cell, all_cells, base_cell, compared_layers, table_cells
 
 if TYPE_CHECKING:
     from transformers import LlavaConfig
@@ -146,17 +146,23 @@ def online_flops(teacher: Size, loss: str, positions: int, images: int, share: f
     return round(layers * share) + 2 * (teacher.V + teacher.C) * images
 
 
-def cache_bytes(config: LlavaConfig, settings: Cache, positions: int, conversations: int) -> int:
+def cache_bytes(
+    config: LlavaConfig, settings: Cache, positions: int, conversations: int, points: int | None = None
+) -> int:
     """Bytes of tensors in the teacher's cache.
 
-    Full: ``positions (v + (layers + 1) d) b + conversations (image tokens) (tower's width) b``, at b bytes a
+    Full: ``positions (v + points d) b + conversations (image tokens) (tower's width) b``, at b bytes a
     number; topk keeps k values and k indices and a tail of 4 bytes each in place of the v logits. Online: 0.
+
+    Args:
+        points: of the residual stream that are kept; none for all, one more than layers.
     """
     if settings.mode == "online":
         return 0
     text, size = config.text_config, BYTES[settings.dtype]
     logits = (2 * settings.top_k + 1) * 4 if settings.mode == "topk" else text.vocab_size * size
-    states = (text.num_hidden_layers + 1) * text.hidden_size * size
+    points = text.num_hidden_layers + 1 if points is None else points
+    states = points * text.hidden_size * size
     vision = config.image_seq_length * config.vision_config.hidden_size * size
     return positions * (logits + states) + conversations * vision
 
@@ -232,7 +238,7 @@ def plan(config: Config) -> str:
         *_aligned(rows),
         "",
         f"all runs   at most {positions * runs:,} tokens, {total:.3g} FLOPs",
-        *_teacher_lines(preset, architecture, teacher),
+        *_teacher_lines(preset, base, architecture, teacher),
     ]
     return "\n".join(lines)
 
@@ -272,7 +278,7 @@ def _positions(settings: Optimisation, length: int, image_tokens: int) -> tuple[
     return conversations * length, conversations * min(image_tokens, length)
 
 
-def _teacher_lines(preset: Preset, architecture: LlavaConfig, teacher: Size) -> Iterator[str]:
+def _teacher_lines(preset: Preset, base: BaseCell, architecture: LlavaConfig, teacher: Size) -> Iterator[str]:
     depth = architecture.text_config.num_hidden_layers
     line = f"teacher    {teacher.total:,} weights, {depth} layers"
     length, tokens = preset.data.max_length, architecture.image_seq_length
@@ -290,7 +296,10 @@ def _teacher_lines(preset: Preset, architecture: LlavaConfig, teacher: Size) -> 
         yield "cache      none: the teacher runs beside each student, which its FLOPs include"
         return
     count = _conversations(preset)
-    size = cache_bytes(architecture, preset.cache, count * length, count)
+    from matvlm.distill.forward import points_of
+
+    points = len(points_of(compared_layers(preset, base))) if preset.cache.states == "needed" else None
+    size = cache_bytes(architecture, preset.cache, count * length, count, points)
     flops = forward_flops(teacher, count * length, count * tokens)
     kind = f"{preset.cache.mode}, {preset.cache.dtype}"
     yield f"cache      {kind}: at most {size:,} bytes for {count:,} conversations, {flops:.3g} FLOPs"

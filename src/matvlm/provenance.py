@@ -12,6 +12,7 @@ import platform
 import re
 import subprocess
 import time
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -50,9 +51,13 @@ def data_hash(folder: Path) -> str:
 def model_hash(folder: Path) -> str:
     """Hash over the names and bytes of what makes a model what it is: its safetensors files, `config.json` and
     `tokenizer.json`."""
+    return files_hash([*folder.glob("*.safetensors"), folder / "config.json", folder / "tokenizer.json"])
+
+
+def files_hash(paths: Iterable[Path]) -> str:
+    """Hash over the names and bytes of those of some files that there are."""
     digest = hashlib.sha256()
-    others = [path for name in ("config.json", "tokenizer.json") if (path := folder / name).is_file()]
-    for path in sorted([*folder.glob("*.safetensors"), *others]):
+    for path in sorted(path for path in paths if path.is_file()):
         digest.update(f"{path.name} {file_hash(path)}\n".encode())
     return digest.hexdigest()[:16]
 

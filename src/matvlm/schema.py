@@ -132,6 +132,8 @@ def _below(path: str, key: str, value: dict) -> str:
 def _heading(path: str, definition: dict) -> str:
     source = definition["properties"].get("source")
     kinds = [source["const"]] if source and "const" in source else source["enum"] if source else []
+    if "$comment" in definition:  # a part of one kind alone, where others have their own under the same path
+        kinds = [definition["$comment"]]
     return f"`{path or 'params.yaml'}`" + (f" with source {' or '.join(kinds)}" if kinds else "")
 
 

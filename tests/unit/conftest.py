@@ -48,9 +48,10 @@ def small(debug, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def cache(small, debug) -> Path:
     """The teacher's full cache of `data/distill`."""
-    from matvlm.distill import cache as step
+    from matvlm.distill.cache import run as step
 
-    arguments = f"--max-length 448 --teacher {small}/teacher --data {small}/data/distill --out {small}/cache"
+    arguments = f"--max-length 448 --teacher {small}/teacher --data {small}/data/distill"
+    arguments += f" --state {small}/state --out {small}/cache"
     settings = json.dumps(debug.cache.model_dump(mode="json"))
     assert step.main(["--settings", settings, *arguments.split(), "--device", "cpu"]) == 0
     return small / "cache"

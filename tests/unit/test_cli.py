@@ -113,11 +113,11 @@ def test_every_shard_of_a_cache_is_checked(capsys, broken, number):
     ("manifest", "words"),
     [
         ("{", "missing or not JSON"),
-        ("[]", "not a cache of format 1"),
-        ("{}", "not a cache of format 1"),
-        ('{"format": 1}', "rows or shards missing"),
-        ('{"format": 1, "rows": ["a"], "shards": []}', "rows or shards missing"),
-        ('{"format": 1, "mode": "full", "rows": [4], "shards": []}', "shards have 0 rows, not 1"),
+        ("[]", "not a cache of format 2"),
+        ("{}", "not a cache of format 2"),
+        ('{"format": 2}', "rows, shards or points missing"),
+        ('{"format": 2, "rows": ["a"], "shards": []}', "rows, shards or points missing"),
+        ('{"format": 2, "mode": "full", "rows": [4], "shards": [], "points": []}', "shards have 0 rows, not 1"),
     ],
 )
 def test_a_manifest_that_is_none(capsys, broken, manifest, words):
@@ -130,7 +130,7 @@ def test_a_manifest_whose_shards_lack_something(capsys, broken, key):
     manifest = json.loads((broken / "manifest.json").read_text())
     del manifest["shards"][0][key]
     (broken / "manifest.json").write_text(json.dumps(manifest))
-    assert "rows or shards missing or not as written" in refused(capsys, broken)
+    assert "rows, shards or points missing or not as written" in refused(capsys, broken)
 
 
 def test_a_manifest_that_contradicts_its_shards(capsys, broken):

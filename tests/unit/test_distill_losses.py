@@ -91,6 +91,18 @@ def test_top_k_with_nearly_all_mass_loses_little(pair):
     torch.testing.assert_close(prob_divergence(student, TopK.of(teacher, V - 1), "kl"), full, rtol=1e-4, atol=1e-4)
 
 
+def test_the_mass_of_the_tail_is_there_where_a_teacher_is_sure():
+    """One token at 40 nats above 99 others: what they have together is far below a step of float32 at 1."""
+    logits = torch.zeros(100, dtype=torch.float64)
+    logits[7] = 40
+    top = TopK.of(logits.float(), 1)
+    assert top.indices.tolist() == [7]
+    assert float(top.tail) == pytest.approx(np.log(99) - 40, rel=1e-6)
+    everything = TopK.of(logits.float(), 100)
+    assert everything.tail.exp() < 1e-30
+    assert prob_divergence(logits.float(), everything, "kl") == pytest.approx(0, abs=1e-6)
+
+
 @pytest.mark.parametrize(("divergence", "temperature"), [("l2", 1.0), ("kl", 2.0)])
 def test_what_a_top_k_cache_cannot_give_is_an_error(pair, divergence, temperature):
     with pytest.raises(ValueError, match="top-k cache serves"):

@@ -12,8 +12,8 @@ from torch._dynamo.utils import counters
 from matvlm.config import Distillation
 from matvlm.data.dataset import load_split
 from matvlm.data.processor import load_processor
-from matvlm.distill import cache as caching
-from matvlm.distill.cache import CacheReader
+from matvlm.distill.cache.read import CacheReader
+from matvlm.distill.cache.write import Writer
 from matvlm.distill.forward import Needs, teacher_pass
 from matvlm.distill.targets import Cached, Online, Tower
 from matvlm.distill.task import DistillTask, Objective, compile_layers, select_trainable
@@ -123,7 +123,8 @@ def test_a_top_k_cache_of_nearly_all_tokens_gives_nearly_the_full_loss(small, da
     settings = debug.cache.model_copy(
         update={"mode": "topk", "top_k": len(load_processor(small / "teacher").tokenizer) - 1}
     )
-    caching.build(settings, small / "teacher", small / "data" / "distill", 448, tmp_path / "cache", CPU)
+    writer = Writer(settings, small / "teacher", small / "data" / "distill", 448, tmp_path / "state", CPU)
+    writer.gather(tmp_path / "cache")
     topk = make_task(small, data, Cached(CacheReader(tmp_path / "cache", {}), CPU), loss="prob")
     assert losses_of(topk, [0, 1])[0] == pytest.approx(
         losses_of(make_task(small, data, loss="prob"), [0, 1])[0], rel=1e-3

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from test_config import CONFIG, PRESET
 
 from matvlm.config import BaseCell, load_config
-from matvlm.experiments import AXES, Cell, all_cells, axis_values, base_cell, evaluation_batches, table_cells
+from matvlm.experiments import (
+    AXES,
+    Cell,
+    all_cells,
+    axis_values,
+    base_cell,
+    compared_layers,
+    evaluation_batches,
+    table_cells,
+)
+from matvlm.layouts import resolve
 
 ROOT = Path(__file__).parents[2]
 PAPER = {
@@ -127,6 +137,16 @@ def test_batches_part_the_cells_and_tables_are_unions_of_them(axes, grid, base):
         wanted = {base_cell(base), *table_cells(axis, preset, base)}
         for batch in batches.values():
             assert wanted.isdisjoint(batch) or wanted.issuperset(batch)
+
+
+def test_the_layers_that_some_cell_compares():
+    """No cell without L_layer asks for any, and every layout of one that has it does."""
+    preset, base = preset_of(layouts=["even-25", "end-25"], ratios=[50], losses=["layer", "ce"])
+    depth = preset.teacher.depth
+    wanted = {index for layout in ("even-25", "end-25", "even-50") for index in resolve(layout, depth)}
+    assert compared_layers(preset, base) == sorted(wanted)
+    assert len(wanted) < depth
+    assert compared_layers(*preset_of({"loss": "ce"}, losses=["prob", "ce"])) == []
 
 
 def test_shared_cells_are_the_same_files():

@@ -103,6 +103,11 @@ def test_cache_bytes_are_those_of_a_real_cache(small, cache, debug):
     saved = sum(manifest["rows"]) * 4 * (config.text_config.vocab_size - 7)
     assert plan.cache_bytes(config, topk, sum(manifest["rows"]), len(manifest["rows"])) == held - saved
     assert plan.cache_bytes(config, debug.cache.model_copy(update={"mode": "online"}), 10, 1) == 0
+    three = sum(manifest["rows"]) * 4 * 3 * config.text_config.hidden_size
+    assert (
+        plan.cache_bytes(config, debug.cache, sum(manifest["rows"]), len(manifest["rows"]), points=2)
+        == held - three
+    )
 
 
 def test_architecture_is_the_shipped_teachers(raw):
@@ -164,3 +169,15 @@ def test_seeds_and_the_online_teacher_cost(raw):
     assert total(plans["seeds"]) == pytest.approx(3 * total(plans["plain"]), rel=0.01)
     assert total(plans["online"]) > 1.2 * total(plans["plain"])
     assert "bytes" not in plans["online"]
+
+
+def test_a_cache_of_needed_states_is_smaller(raw):
+    """The debug preset compares layer 0 of four, from input to output."""
+    preset = raw["presets"]["debug"]
+    sizes = {}
+    for states in ("all", "needed"):
+        one = {**preset, "cache": {**preset["cache"], "states": states}}
+        text = plan.plan(load_config(raw | {"preset": "debug", "presets": {"debug": one}}))
+        line = next(line for line in text.splitlines() if line.startswith("cache"))
+        sizes[states] = int(line.split("at most ")[1].split()[0].replace(",", ""))
+    assert sizes["all"] - sizes["needed"] == 8 * 448 * 3 * 32 * 4

@@ -111,6 +111,21 @@ def test_an_online_teacher_gives_the_losses_of_a_cached_one(reproduced, tmp_path
                 assert mine == pytest.approx(theirs, rel=1e-4, nan_ok=True)
 
 
+def test_many_jobs_make_the_cache_of_one(reproduced, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(reproduced, folder, symlinks=True)
+    shutil.rmtree(folder / "runs/debug/cache")
+    jobs = "presets={debug: {cache: {jobs: 2}}}"
+    done = snakemake(folder, "stage_cache", settings=jobs)
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert re.search(r"^cache_part +2$", done.stdout, re.MULTILINE)
+    mine, theirs = (sorted((path / "runs/debug/cache").iterdir()) for path in (folder, reproduced))
+    assert [path.name for path in mine] == [path.name for path in theirs]
+    assert [path.read_bytes() for path in mine] == [path.read_bytes() for path in theirs]
+    assert not [path for name in ("cache_parts", "state/cache") for path in folder.glob(f"runs/debug/{name}/*")]
+    assert "Nothing to be done" in snakemake(folder, "stage_cache", settings=jobs).stdout
+
+
 def test_dvc_repro_makes_the_same_scores(reproduced, origin, tmp_path):
     folder = clone(origin, tmp_path / "clone")
     params = folder / "params.yaml"

@@ -13,7 +13,13 @@ import yaml
 from snakemake.utils import update_config
 
 from matvlm.config import ConfigError, CheckpointTeacher, LlavaData, load_config
-from matvlm.experiments import AXES, all_cells, base_cell, evaluation_batches
+from matvlm.experiments import (
+    AXES,
+    all_cells,
+    base_cell,
+    compared_layers,
+    evaluation_batches,
+)
 from matvlm.report import comparison
 from matvlm.report.settings import Report
 from matvlm.source import code_hash
@@ -189,9 +195,17 @@ if PRESET.trains:
     SPLITS = ["distill", "val", "test"]
     SPLITS += ["train"] * PRESET.teacher.trained_here
     CACHED = PRESET.cache.mode != "online"
+    # How many jobs make a cache and what it holds beyond what a cell needs change no cell's results.
+    CACHE_SETTINGS = PRESET.cache.model_dump_json(exclude={"states", "jobs"})
+    CACHE_PARTS = range(PRESET.cache.jobs if CACHED and PRESET.cache.jobs > 1 else 0)
+    CACHE_LAYERS = ""
+    if PRESET.cache.states == "needed":
+        CACHE_LAYERS = (
+            f"--layers {' '.join(map(str, compared_layers(PRESET, CONFIG.base)))}"
+        )
     SEEDS = PRESET.ablation.seeds
 else:
-    CELLS, TABLE_CELLS, SPLITS, SEEDS = [], {}, [], []
+    CELLS, TABLE_CELLS, SPLITS, SEEDS, CACHE_PARTS = [], {}, [], [], []
 TABLES = (*TABLE_CELLS, "speed")
 KINDS = ["eval", "train"] * PRESET.trains + ["profile", "runs"]
 EVERYTHING = [
@@ -219,6 +233,7 @@ wildcard_constraints:
     loss=one_of(cell.loss for cell in CELLS),
     divergence=one_of(cell.divergence for cell in CELLS),
     seed=one_of(SEEDS),
+    part=one_of(CACHE_PARTS),
     table=one_of(TABLES),
     figure=one_of(FIGURES),
     kind=one_of(KINDS),

@@ -28,7 +28,7 @@ rule distill:
         data=subpath(input.data, parent=True),
         val=subpath(input.val, parent=True),
         cache=lambda w, input: f"--cache {folder(input.cache)}" if CACHED else "",
-        cache_settings=PRESET.cache.model_dump_json(),
+        cache_settings=CACHE_SETTINGS,
         out=subpath(output.record, parent=True),
         code=code_hash("matvlm.distill.run"),
         state=lambda w: f"runs/{CONFIG.preset}/state/{w.init}/{w.layout}/{w.loss}/{w.divergence}/seed{w.seed}",

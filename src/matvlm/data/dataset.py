@@ -146,6 +146,22 @@ def load_split(data: Path, processor: LlavaProcessor, max_length: int, workers: 
     return _in_memory(rows, data, data / "conversations.json", processor, max_length, workers)
 
 
+def count_rows(data: Path) -> int:
+    """Conversations of a split written by `matvlm.data.prepare`, without a look at any of them.
+
+    Raises:
+        DataError: there is no such file, or it holds no list.
+    """
+    path = data / "conversations.json"
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not the conversations of a prepared split: {error}") from None
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: must be a JSON list")
+    return len(rows)
+
+
 def load_questions(
     data: Path, processor: LlavaProcessor, max_length: int, workers: int = 4
 ) -> dict[str, InMemoryDataset]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +21,11 @@ class Needs:
 
     points: tuple[int, ...] = ()
     scores: bool = False
+
+
+def points_of(layers: Iterable[int]) -> tuple[int, ...]:
+    """Points at the inputs and outputs of ``layers``, ascending."""
+    return tuple(sorted({point for index in layers for point in (index, index + 1)}))
 
 
 @dataclass

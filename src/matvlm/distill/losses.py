@@ -19,6 +19,8 @@ from torch import Tensor
 from matvlm.sections import Divergence
 
 DIVERGENCES = get_args(Divergence)
+LOG_TINY = math.log(torch.finfo(torch.float32).tiny)
+"""Log of a mass that is none, which a logarithm of zero would not be."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,9 @@ class TopK:
         """The top k of (..., v) logits; k at most v."""
         log_p = _log_softmax(logits)
         values, indices = log_p.topk(min(k, logits.shape[-1]), dim=-1)
-        return cls(values, indices, _log_rest(values))
+        # Summed up, not what is left of one: a teacher is often surer than float32 can tell 1 - p from 0.
+        tail = log_p.scatter(-1, indices, -torch.inf).logsumexp(-1).clamp(min=LOG_TINY)
+        return cls(values, indices, tail)
 
     def student_log_probs(self, student: Tensor) -> Tensor:
         """The student's log-probabilities (..., k + 1) of the same tokens and of all others together."""

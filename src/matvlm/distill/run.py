@@ -19,13 +19,14 @@ from accelerate import PartialState
 from matvlm import config, provenance
 from matvlm.data.dataset import load_split
 from matvlm.data.processor import load_processor
-from matvlm.distill.cache import CacheReader, fingerprint
+from matvlm.distill.cache.manifest import fingerprint
+from matvlm.distill.cache.read import CacheReader
 from matvlm.distill.forward import Needs
 from matvlm.distill.targets import Cached, Online, Tower
 from matvlm.distill.task import DistillTask, Objective, compile_layers, select_trainable
 from matvlm.distill.trunk import load_teacher, place
 from matvlm.errors import UserError, one_line
-from matvlm.models.folder import check_folder, load_model, save_model
+from matvlm.models.folder import check_folder, load_model, read_config, save_model
 from matvlm.training.device import pick_training_device
 from matvlm.training.loop import leave, train
 from matvlm.training.memory import room
@@ -43,6 +44,8 @@ def main(argv: list[str] | None = None) -> None:
             "distill.reduction: release needs cache.mode: online; its losses include padding, which no cache holds"
         )
     depends = _cache_fingerprint(args)
+    objective = Objective.of(args.loss, args.divergence, settings)
+    reader = None if depends is None else _open_cache(args, depends, objective)
     device = pick_training_device(args.device)
     cost = provenance.Cost(str(device))
 
@@ -61,20 +64,13 @@ def main(argv: list[str] | None = None) -> None:
     processor = load_processor(args.teacher)
     data = load_split(args.data, processor, args.max_length).vary()
     validation = load_split(args.val, processor, args.max_length).vary()
-    objective = Objective.of(args.loss, args.divergence, settings)
-    if args.cache is not None:
-        reader = CacheReader(args.cache, depends)
-        if reader.manifest["mode"] == "topk" and (args.divergence == "l2" or settings.temperature != 1.0):
-            raise UserError(
-                f"{args.cache}: a top-k cache serves kl, reverse, jsd and ce at temperature 1, not "
-                f"{args.divergence} at {settings.temperature:g}; set cache.mode to full or online"
-            )
+    if reader is not None:
         source = Cached(reader, device)
     elif objective.needs(student.config.text_config.mamba_layers) == Needs():
         source = Tower(student)
     else:
         source = Online(teacher)
-    order = Order(np.arange(len(data)), settings.batch_size, args.seed)
+    order = Order(np.arange(len(data)), settings.batch_size, args.seed, settings.shuffle_block)
     with room(title, settings):
         task = DistillTask(student, data, source, objective, (validation, Online(teacher)))
         del teacher  # which goes, if all that needed it was validation
@@ -124,6 +120,26 @@ def _cache_fingerprint(args: argparse.Namespace) -> dict | None:
     if settings.mode == "online":
         raise UserError("--cache: not allowed where cache.mode is online; leave it out, or set mode full or topk")
     return fingerprint(settings, args.teacher, args.data, args.max_length)
+
+
+def _open_cache(args: argparse.Namespace, depends: dict, objective: Objective) -> CacheReader:
+    """The cache given, once it is known to have what this cell asks of it."""
+    settings = objective.settings
+    reader = CacheReader(args.cache, depends, whole=settings.shuffle_block is not None)
+    if depends["mode"] == "topk" and (args.divergence == "l2" or settings.temperature != 1.0):
+        raise UserError(
+            f"{args.cache}: a top-k cache serves kl, reverse, jsd and ce at temperature 1, not "
+            f"{args.divergence} at {settings.temperature:g}; set cache.mode to full or online"
+        )
+    size = reader.manifest.get("shard_size")
+    if settings.shuffle_block not in (None, size):
+        raise UserError(
+            f"distill.shuffle_block: {settings.shuffle_block} is not the size of a shard of {args.cache}, {size}; "
+            "allowed: that, or null"
+        )
+    if "layer" in objective.terms:
+        reader.require(getattr(read_config(args.init_dir).text_config, "mamba_layers", ()))
+    return reader
 
 
 def _check_start(folder: Path, cell: dict[str, object], teacher: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from matvlm.distill.cache import CacheReader
+from matvlm.distill.cache.read import CacheReader
 from matvlm.distill.forward import Needs, teacher_pass
 from matvlm.distill.losses import TopK
 from matvlm.errors import UserError

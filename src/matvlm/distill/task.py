@@ -16,7 +16,7 @@ from matvlm.config import Distillation
 from matvlm.data.dataset import InMemoryDataset
 from matvlm.data.render import IGNORE
 from matvlm.distill import losses
-from matvlm.distill.forward import Needs
+from matvlm.distill.forward import Needs, points_of
 from matvlm.distill.gradients import settle
 from matvlm.distill.head import head_sums
 from matvlm.distill.targets import Online, Source, Targets
@@ -41,8 +41,7 @@ class Objective:
 
     def needs(self, layers: list[int]) -> Needs:
         """What it needs of the teacher, where ``layers`` are replaced."""
-        points = {point for index in layers for point in (index, index + 1)} if "layer" in self.terms else ()
-        return Needs(tuple(sorted(points)), "prob" in self.terms)
+        return Needs(points_of(layers) if "layer" in self.terms else (), "prob" in self.terms)
 
 
 def select_trainable(student: LlavaForConditionalGeneration) -> list[str]:

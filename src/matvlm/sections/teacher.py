@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, Strict, model_validator
+from pydantic import ConfigDict, Field, Strict, model_validator
 
 from matvlm.sections.data import Seed
 from matvlm.sections.training import Optimisation
@@ -71,6 +71,8 @@ class TextArchitecture(Decoder):
 class LlamaArchitecture(Decoder):
     """A Llama language model that is given: what its own configuration must say."""
 
+    model_config = ConfigDict(json_schema_extra={"$comment": "smollm2"})
+
     vocab_size: PositiveInt
     """Tokens it has, before `<image>` is added."""
 
@@ -119,6 +121,8 @@ class Lora(Model):
 
 class JoinedTraining(Model):
     """How tower, connector and adapters are trained: in two stages."""
+
+    model_config = ConfigDict(json_schema_extra={"$comment": "smollm2"})
 
     vision: Path | None = None
     """Folder of a model whose vision tower training starts from, as a tower that was trained before; none: random

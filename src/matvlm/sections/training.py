@@ -65,6 +65,11 @@ class Cache(Model):
     """Type of what is kept; the logits of topk are float32 always."""
     shard_size: PositiveInt = 256
     """Conversations in a shard."""
+    states: Literal["all", "needed"] = "all"
+    """Layers whose states are kept. needed: those that some cell's layer loss compares; a cell with another layout
+    needs the cache made again."""
+    jobs: PositiveInt = 1
+    """Jobs that make it side by side, a share of the shards each."""
 
 
 class LossWeights(Model):
@@ -100,5 +105,8 @@ class Distillation(Optimisation):
     compile: Flag = False
     """Compile attention layers and divergence by torch.compile: faster on a GPU after a minute, slower for few
     steps."""
+    shuffle_block: PositiveInt | None = None
+    """null: an epoch is a permutation of all rows. Else blocks of so many consecutive rows are permuted, and the
+    rows within each: with cache.shard_size, which a cache asks for, one shard is read after another."""
     head_chunk: PositiveInt = 1024
     """Positions whose logits are held at a time; changes memory and speed, not results."""

@@ -48,8 +48,8 @@ class TeacherTask:
         self.device = model.device
         self.data, self.questions, self.settings = data.to(self.device), questions, settings
         if settings.compile:
-            # The layers share one graph, of any batch size and length. The tower, a twentieth of the work, records its
-            # states by hooks, which would be compiled anew at each step.
+            # The layers share one graph, of any batch size and length. The tower, a twentieth of the work, records
+            # its states by hooks, which would be compiled anew at each step.
             for layer in model.model.language_model.layers:
                 layer.compile(dynamic=True)
 
