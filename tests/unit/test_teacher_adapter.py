@@ -8,13 +8,12 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from test_teacher_smollm2 import FIELDS, TOKENS
-from transformers import LlamaForCausalLM
+from test_teacher_smollm2 import TOKENS, save_language
 
 from matvlm.config import JoinedTeacher
-from matvlm.models.folder import load_model, save_model
+from matvlm.models.folder import load_model
 from matvlm.provenance import file_hash
-from matvlm.teacher import adapt, assemble, smollm2
+from matvlm.teacher import adapt, assemble
 from matvlm.teacher.adapter import adapter_weights, add_adapters, apply_adapter, save_adapter, vision_weights
 from matvlm.teacher.join import join_given, planned_config
 from matvlm.teacher.task import _answers
@@ -57,12 +56,7 @@ def settings(**changes) -> JoinedTeacher:
 
 @pytest.fixture(scope="module")
 def language(tmp_path_factory):
-    torch.manual_seed(0)
-    tokenizer = smollm2.make_tokenizer(FIELDS)
-    folder = tmp_path_factory.mktemp("language") / "tied"
-    model = LlamaForCausalLM(smollm2.make_config(FIELDS, tokenizer, tied=True)).eval()
-    save_model(model, folder, {}, processor=tokenizer)
-    return folder
+    return save_language(tmp_path_factory.mktemp("language") / "tied", tied=True)
 
 
 @pytest.fixture

@@ -95,6 +95,15 @@ def write_gguf(path, weights) -> None:
     writer.close()
 
 
+def save_language(folder, tied: bool):
+    """A folder with a Llama of SmolLM2's kind, which is returned."""
+    torch.manual_seed(0)
+    tokenizer = smollm2.make_tokenizer(FIELDS)
+    model = LlamaForCausalLM(smollm2.make_config(FIELDS, tokenizer, tied)).eval()
+    save_model(model, folder, {}, processor=tokenizer)
+    return folder
+
+
 @pytest.fixture
 def gguf(tmp_path):
     """A GGUF file of `tensors`; skips where the package `gguf` is not installed."""
@@ -106,14 +115,7 @@ def gguf(tmp_path):
 
 @pytest.fixture(scope="module", params=["tied", "untied"])
 def language(tmp_path_factory, request):
-    """A folder with a Llama of SmolLM2's kind."""
-    torch.manual_seed(0)
-    tokenizer = smollm2.make_tokenizer(FIELDS)
-    config = smollm2.make_config(FIELDS, tokenizer, request.param == "tied")
-    model = LlamaForCausalLM(config).eval()
-    folder = tmp_path_factory.mktemp("language") / request.param
-    save_model(model, folder, {}, processor=tokenizer)
-    return folder
+    return save_language(tmp_path_factory.mktemp("language") / request.param, request.param == "tied")
 
 
 @pytest.mark.parametrize(

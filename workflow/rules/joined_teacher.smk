@@ -84,7 +84,6 @@ rule join_teacher:
         mem_mb=growing(6000),
         runtime=growing(20),
     params:
-        # What says how the adapters were trained is of no concern here, but for their form.
         settings=PRESET.teacher.model_dump_json(),
         language=subpath(input.language, parent=True),
         adapter=subpath(input.adapter, parent=True),

@@ -6,8 +6,6 @@ adapters on the language model.
 
 from __future__ import annotations
 
-import argparse
-import os
 from pathlib import Path
 
 from matvlm.training import interrupt
@@ -20,14 +18,14 @@ from accelerate import PartialState
 from transformers import LlavaForConditionalGeneration
 
 from matvlm import config, provenance
-from matvlm.data.dataset import load_questions, load_split
-from matvlm.errors import UserError, one_line
-from matvlm.models.folder import load_model
+from matvlm.errors import one_line
+from matvlm.models.folder import check_folder, load_model
 from matvlm.teacher.adapter import add_adapters, save_adapter, vision_weights
+from matvlm.teacher.build import check_config
 from matvlm.teacher.join import join_given
-from matvlm.teacher.task import TeacherTask, mixed_order
+from matvlm.teacher.stage import Lessons, make_record, parse, split_hashes
 from matvlm.training.device import pick_training_device
-from matvlm.training.loop import leave, train
+from matvlm.training.loop import leave
 from matvlm.training.memory import fits
 
 STAGES = ("align", "tune")
@@ -36,31 +34,22 @@ STAGES = ("align", "tune")
 @one_line
 def main(argv: list[str] | None = None) -> None:
     """Train tower, connector and adapters; a run found in --state is continued."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--settings", required=True, help="JSON of matvlm.config.JoinedTeacher")
-    parser.add_argument("--max-length", type=int, required=True)
-    for name in ("--language", "--data", "--val", "--state", "--out"):
-        parser.add_argument(name, type=Path, required=True)
-    parser.add_argument("--tensorboard", type=Path)
-    parser.add_argument("--device", default="auto")
-    args = parser.parse_args(argv)
+    args = parse(argv, main.__doc__, config.JoinedTeacher, "--language")
     settings = config.parse_settings(config.JoinedTeacher, args.settings)
     device = pick_training_device(args.device)
     cost = provenance.Cost(str(device))
 
     training = settings.training
+    check_folder(args.language)
     model, processor = join_given(settings, args.language, training.align.seed)
     if training.vision is not None:
         take_tower(model, training.vision)
     with fits("the teacher's weights", device):
         model.to(device)
-    data = load_split(args.data, processor, args.max_length, workers=os.cpu_count() or 1)
-    questions = load_questions(args.val, processor, args.max_length)
+    lessons = Lessons(args, processor)
 
     configuration = {"teacher": settings.model_dump(mode="json"), "max_length": args.max_length}
-    started_from = {
-        "data_hash": provenance.data_hash(args.data),
-        "val_hash": provenance.data_hash(args.val),
+    started_from = split_hashes(args) | {
         "language_hash": provenance.model_hash(args.language),
         "vision_hash": provenance.model_hash(training.vision) if training.vision else "",
     }
@@ -77,23 +66,16 @@ def main(argv: list[str] | None = None) -> None:
         stage: config.AnswerTraining = getattr(training, name)
         if name == "tune":
             adapted = add_adapters(model, training.lora, stage.seed).to(device)
-        logs[f"{name}.csv"] = train(
-            TeacherTask(model, data, questions, stage),
+        logs[f"{name}.csv"] = lessons.teach(
+            model,
             stage,
-            mixed_order(data, stage),
-            seed=stage.seed,
             state=state / name,
             title=f"train_adapter {name}",
             tensorboard=args.tensorboard / name if args.tensorboard else None,
             cost=cost,
         )
     if PartialState().is_main_process:
-        record = {
-            "step": "train_adapter",
-            "started_from": started_from,
-            "provenance": provenance.describe(configuration, data=args.data, device=str(device)),
-            "cost": cost.finish(PartialState().num_processes),
-        }
+        record = make_record("train_adapter", args, configuration, started_from, str(device), cost)
         save_adapter(model, adapted, args.out, record, logs)
     leave()
 
@@ -105,13 +87,14 @@ def take_tower(model: LlavaForConditionalGeneration, folder: Path) -> None:
         UserError: the folder is not whole, or its tower has another architecture.
     """
     given = load_model(folder)
-    wanted, found = (m.config.vision_config.to_diff_dict() for m in (model, given))
-    for key in sorted(wanted.keys() | found.keys()):
-        if wanted.get(key) != found.get(key) and key != "dtype":
-            raise UserError(
-                f"{folder / 'config.json'}: vision_config.{key} is {found.get(key)!r}, but teacher.vision asks "
-                f"for {wanted.get(key)!r}; set teacher.training.vision to another folder or null"
-            )
+    check_config(
+        folder,
+        "vision_config",
+        model.config,
+        given.config,
+        asks="teacher.vision asks",
+        remedy="set teacher.training.vision to another folder or null",
+    )
     with torch.no_grad():
         model.model.vision_tower.load_state_dict(given.model.vision_tower.state_dict())
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -95,35 +95,26 @@ def apply_adapter(model: LlavaForConditionalGeneration, folder: Path, settings: 
         UserError: the folder is not whole, or its tensors are not those that ``model`` and ``settings`` ask for.
     """
     record = check_folder(folder)
-    with torch.no_grad():
-        _fill(vision_weights(model), _read(folder / VISION), folder / VISION)
     adapted = add_adapters(model, settings, seed=0)
-    stored = _read(folder / ADAPTERS)
-    _fill_check(adapter_weights(adapted), stored, folder / ADAPTERS)
-    set_peft_model_state_dict(adapted, {name: tensor.float() for name, tensor in stored.items()})
+    _fill(vision_weights(model), folder / VISION)
+    _fill(adapter_weights(adapted), folder / ADAPTERS)
     model.model.language_model = adapted.merge_and_unload()
     model.requires_grad_(False)
     return record
 
 
-def _fill(weights: dict[str, nn.Parameter], stored: dict[str, Tensor], path: Path) -> None:
-    _fill_check(weights, stored, path)
-    for name, weight in weights.items():
-        weight.copy_(stored[name])
-
-
-def _fill_check(wanted: dict[str, Tensor], stored: dict[str, Tensor], path: Path) -> None:
-    if difference := sorted(wanted.keys() ^ stored.keys()):
-        where = "lacks" if difference[0] in wanted else "has, but params.yaml does not ask for,"
-        raise UserError(f"{path}: {where} {difference[0]}, one of {len(difference)} such tensors")
-    for name, tensor in wanted.items():
-        if tensor.shape != stored[name].shape:
-            shapes = f"is {tuple(stored[name].shape)}, but params.yaml asks for {tuple(tensor.shape)}"
-            raise UserError(f"{path}: {name} {shapes}")
-
-
-def _read(path: Path) -> dict[str, Tensor]:
+@torch.no_grad()
+def _fill(weights: dict[str, Tensor], path: Path) -> None:
+    """Give ``weights`` the values of a file, which must have the same names and shapes."""
     try:
-        return load_file(path)
+        stored = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from None
+    if difference := sorted(weights.keys() ^ stored.keys()):
+        where = "lacks" if difference[0] in weights else "has, but params.yaml does not ask for,"
+        raise UserError(f"{path}: {where} {difference[0]}, one of {len(difference)} such tensors")
+    for name, weight in weights.items():
+        if weight.shape != stored[name].shape:
+            shapes = f"is {tuple(stored[name].shape)}, but params.yaml asks for {tuple(weight.shape)}"
+            raise UserError(f"{path}: {name} {shapes}")
+        weight.copy_(stored[name])

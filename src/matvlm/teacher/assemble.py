@@ -21,12 +21,13 @@ def main(argv: list[str] | None = None) -> None:
         parser.add_argument(name, type=Path, required=True)
     args = parser.parse_args(argv)
     settings = config.parse_settings(config.JoinedTeacher, args.settings)
+    given = check_folder(args.language)
     model, processor = join_given(settings, args.language, seed=0)
     trained = apply_adapter(model, args.adapter, settings.training.lora)
     record = {
         "step": "join_teacher",
         "made_of": {
-            "language": check_folder(args.language),
+            "language": given,
             "language_hash": provenance.model_hash(args.language),
             "adapter": trained,
         },

@@ -32,15 +32,30 @@ def load_given(settings: EmbeddedTeacher, folder: Path) -> LlavaForConditionalGe
     found, text = model.config, model.config.text_config
     ids = {"image": found.image_token_id, "eos": text.eos_token_id, "pad": text.pad_token_id}
     wanted = teacher_config(settings, vocab_size=text.vocab_size, token_ids=ids)
+    remedy = "set teacher.source to train for another architecture"
     for part in ("vision_config", "text_config"):
-        ours, theirs = getattr(wanted, part).to_diff_dict(), getattr(found, part).to_diff_dict()
-        for key in sorted(ours.keys() | theirs.keys()):
-            if ours.get(key) != theirs.get(key) and key not in ("dtype", "architectures", "transformers_version"):
-                raise UserError(
-                    f"{folder / 'config.json'}: {part}.{key} is {theirs.get(key)!r}, but params.yaml asks for "
-                    f"{ours.get(key)!r}; set teacher.source to train for another architecture"
-                )
+        check_config(folder, part, wanted, found, asks="params.yaml asks", remedy=remedy)
     return model
+
+
+def check_config(
+    folder: Path, part: str, wanted: LlavaConfig, found: LlavaConfig, *, asks: str, remedy: str
+) -> None:
+    """Whether a part of the configuration found in ``folder``, as `vision_config`, is the one wanted.
+
+    Args:
+        asks: who asks for it. remedy: what to do where it is another.
+
+    Raises:
+        UserError: it is another; naming the first key that differs.
+    """
+    ours, theirs = getattr(wanted, part).to_diff_dict(), getattr(found, part).to_diff_dict()
+    for key in sorted(ours.keys() | theirs.keys()):
+        if ours.get(key) != theirs.get(key) and key not in ("dtype", "architectures", "transformers_version"):
+            raise UserError(
+                f"{folder / 'config.json'}: {part}.{key} is {theirs.get(key)!r}, but {asks} for "
+                f"{ours.get(key)!r}; {remedy}"
+            )
 
 
 def teacher_config(

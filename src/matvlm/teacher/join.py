@@ -54,6 +54,16 @@ def join_teacher(
         UserError: the folder is not whole, or its tensors are not those that its config asks for.
     """
     check_folder(language)
+    return _join(language, vision, feature_layer, select_strategy, seed)
+
+
+def _join(
+    language: Path,
+    vision: VisionArchitecture,
+    feature_layer: int,
+    select_strategy: Literal["full", "default"],
+    seed: int,
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     given = load_strictly(AutoModelForCausalLM, language, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(
         language, local_files_only=True, extra_special_tokens={"image_token": IMAGE}
@@ -115,24 +125,19 @@ def joined_config(
 def join_given(
     settings: JoinedTeacher, language: Path, seed: int
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """As `join_teacher`, of a language model that must be what ``settings`` say.
+    """As `join_teacher`, of a folder that `check_folder` has just found whole, and whose model must be what
+    ``settings`` say.
 
     Raises:
-        UserError: also where it is of another size.
+        UserError: the language model is of another size, or its tensors are not those that its config asks for.
     """
-    check_folder(language)
     found = AutoConfig.from_pretrained(language, local_files_only=True)
     for key, wanted in text_sizes(settings.text).items():
         if getattr(found, key) != wanted:
             problem = f"{key} is {getattr(found, key)}, but teacher.text asks for {wanted}"
             raise UserError(f"{language / 'config.json'}: {problem}")
-    return join_teacher(
-        language,
-        settings.vision,
-        feature_layer=settings.vision_feature_layer,
-        select_strategy=settings.vision_feature_select_strategy,
-        seed=seed,
-    )
+    strategy = settings.vision_feature_select_strategy
+    return _join(language, settings.vision, settings.vision_feature_layer, strategy, seed)
 
 
 def text_sizes(text: LlamaArchitecture) -> dict[str, int]:

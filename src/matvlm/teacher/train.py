@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import os
-from pathlib import Path
-
 from matvlm.training import interrupt
 
 if __name__ == "__main__":
@@ -14,29 +10,21 @@ if __name__ == "__main__":
 from accelerate import PartialState
 
 from matvlm import config, provenance
-from matvlm.data.dataset import load_questions, load_split
 from matvlm.data.processor import build_processor
 from matvlm.data.tokenizer import build_tokenizer
 from matvlm.errors import one_line
 from matvlm.models.folder import save_model
 from matvlm.teacher.build import build_teacher, load_given
-from matvlm.teacher.task import TeacherTask, mixed_order
+from matvlm.teacher.stage import Lessons, make_record, parse, split_hashes
 from matvlm.training.device import pick_training_device
-from matvlm.training.loop import leave, train
+from matvlm.training.loop import leave
 from matvlm.training.memory import fits
 
 
 @one_line
 def main(argv: list[str] | None = None) -> None:
     """Train the embedded teacher; a run found in --state is continued."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--settings", required=True, help="JSON of matvlm.config.EmbeddedTeacher")
-    parser.add_argument("--max-length", type=int, required=True)
-    for name in ("--data", "--val", "--state", "--out"):
-        parser.add_argument(name, type=Path, required=True)
-    parser.add_argument("--tensorboard", type=Path)
-    parser.add_argument("--device", default="auto")
-    args = parser.parse_args(argv)
+    args = parse(argv, main.__doc__, config.EmbeddedTeacher)
     settings = config.parse_settings(config.EmbeddedTeacher, args.settings)
     device = pick_training_device(args.device)
     cost = provenance.Cost(str(device))
@@ -56,34 +44,22 @@ def main(argv: list[str] | None = None) -> None:
         model = load_given(settings, start)
     with fits("the teacher's weights", device):
         model.to(device)
-    data = load_split(args.data, processor, args.max_length, workers=os.cpu_count() or 1)
-    questions = load_questions(args.val, processor, args.max_length)
+    lessons = Lessons(args, processor)
 
     configuration = {"teacher": settings.model_dump(mode="json"), "max_length": args.max_length}
-    started_from = {
-        "data_hash": provenance.data_hash(args.data),
-        "val_hash": provenance.data_hash(args.val),
-        "start_hash": provenance.model_hash(start) if start else "",
-    }
+    started_from = split_hashes(args) | {"start_hash": provenance.model_hash(start) if start else ""}
     # A run that stopped for want of memory goes on with a smaller micro-batch.
     decisive = settings.model_dump(mode="json", exclude={"training": {"micro_batch_size"}})
-    log = train(
-        TeacherTask(model, data, questions, settings.training),
+    log = lessons.teach(
+        model,
         settings.training,
-        mixed_order(data, settings.training),
-        seed=settings.training.seed,
         state=args.state / provenance.settings_hash(configuration | {"teacher": decisive} | started_from),
         title="train_teacher",
         tensorboard=args.tensorboard,
         cost=cost,
     )
     if PartialState().is_main_process:
-        record = {
-            "step": "train_teacher",
-            "started_from": started_from,
-            "provenance": provenance.describe(configuration, data=args.data, device=str(device)),
-            "cost": cost.finish(PartialState().num_processes),
-        }
+        record = make_record("train_teacher", args, configuration, started_from, str(device), cost)
         save_model(model.cpu().eval(), args.out, record, processor=processor, extra={"log.csv": log})
     leave()
 
