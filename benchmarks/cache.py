@@ -45,6 +45,7 @@ from matvlm.distill.targets import Cached, Online
 from matvlm.distill.task import DistillTask, Objective, select_trainable
 from matvlm.distill.trunk import load_teacher, place
 from matvlm.errors import UserError, one_line
+from matvlm.files import csv_text, write_text
 from matvlm.models.folder import load_model
 from matvlm.training.device import pick_training_device
 from matvlm.training.loop import train
@@ -279,11 +280,7 @@ def kept(out: Path, preset: str) -> list[dict[str, Any]]:
 
 def write(rows: list[dict[str, Any]], out: Path) -> None:
     """All rows so far, so that what was measured is there if a later part fails."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, (*MEASURED, *SETTING, *ORIGIN), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_text(out, csv_text((*MEASURED, *SETTING, *ORIGIN), rows))
 
 
 if __name__ == "__main__":

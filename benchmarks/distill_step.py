@@ -16,7 +16,6 @@ not in `PEAKS`, and on a CPU, it is empty. Memory is the allocator's peak on a G
 from __future__ import annotations
 
 import argparse
-import csv
 import gc
 import itertools
 import json
@@ -41,6 +40,7 @@ from matvlm.distill.targets import Online
 from matvlm.distill.task import DistillTask, Objective, compile_layers, select_trainable
 from matvlm.distill.trunk import place, teacher_of
 from matvlm.errors import UserError, one_line
+from matvlm.files import csv_text, write_text
 from matvlm.models.initialise import build_student, student_config
 from matvlm.models.llava import new_model
 from matvlm.training.device import pick_training_device
@@ -286,11 +286,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def write(rows: list[dict[str, Any]], out: Path) -> None:
     """All rows so far, so that what was measured is there if a later process fails."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with open(out, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, (*MEASURED, *SETTING, *ORIGIN), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_text(out, csv_text((*MEASURED, *SETTING, *ORIGIN), rows))
 
 
 def summarise(rows: list[dict[str, Any]]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
+import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -61,6 +63,15 @@ def write_bytes(target: Path, data: bytes) -> None:
     """Write ``data`` to ``target`` in one rename."""
     with file_aside(target) as aside:
         aside.write_bytes(data)
+
+
+def csv_text(columns: Iterable[str], rows: Iterable[Mapping[str, object]]) -> str:
+    """A CSV file with a header, lines ending as on Unix."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, tuple(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
 
 
 def write_json(target: Path, data: object) -> None:

@@ -47,12 +47,12 @@ class Claim:
     @property
     def published(self) -> str:
         """The paper's number, with its unit."""
-        return self._with_unit(readable(self.figures["published"]), self.unit)
+        return with_unit(readable(self.figures["published"]), self.unit)
 
     @property
     def measured(self) -> str:
         """Our number, with its unit."""
-        return self._with_unit(readable(self.figures["measured"]), self.unit)
+        return with_unit(readable(self.figures["measured"]), self.unit)
 
     @property
     def interval(self) -> str:
@@ -69,7 +69,7 @@ class Claim:
             return ""
         places = 1 if abs(value) >= 10 else 2
         text, *ends = (_rounded(self.number(name), places) for name in ("measured", "low", "high"))
-        text = self._with_unit(text, self.unit.split(" ")[0])
+        text = with_unit(text, self.unit.split(" ")[0])
         # What an interval adds that is narrower than the digits shown is nothing.
         return text if math.isnan(self.number("low")) or ends[0] == ends[1] else f"{text} [{ends[0]}, {ends[1]}]"
 
@@ -79,10 +79,6 @@ class Claim:
             return float(self.figures[name])
         except ValueError:
             return math.nan
-
-    @staticmethod
-    def _with_unit(text: str, unit: str) -> str:
-        return text and text + SIGNS.get(unit, f" {unit}")
 
 
 def read_claims(path: Path) -> list[Claim]:
@@ -99,6 +95,11 @@ def read_claims(path: Path) -> list[Claim]:
         )
         for row in read_rows(path, CLAIM_COLUMNS)
     ]
+
+
+def with_unit(text: str, unit: str) -> str:
+    """A number with its unit behind it; nothing where there is none."""
+    return text and text + SIGNS.get(unit, f" {unit}")
 
 
 def _rounded(value: float, places: int) -> str:

@@ -7,17 +7,16 @@ compared. The rules are in `matvlm.report.verdicts`, `matvlm.report.speed_verdic
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from matvlm.files import write_text
+from matvlm.files import csv_text, write_text
 from matvlm.profiling.points import PAPER, SAME
 from matvlm.report import published, scale_verdicts, speed_verdicts, verdicts
+from matvlm.report.claim_rows import with_unit
 from matvlm.report.evidence import Claim, Evidence, NotRun, answer
 from matvlm.report.read import read_eval, read_profile, read_train
 from matvlm.report.settings import Report
@@ -213,7 +212,7 @@ def write(settings: Report, scores: Path | None, train: Path | None, profile: Pa
     """
     trained = (read(path) if path else None for read, path in ((read_eval, scores), (read_train, train)))
     rows = judged(Evidence(settings, *trained, read_profile(profile)))
-    write_text(out.with_name(out.name + ".csv"), _csv(rows))
+    write_text(out.with_name(out.name + ".csv"), csv_text(COLUMNS, rows))
     write_text(out.with_name(out.name + ".md"), _page(rows, settings))
 
 
@@ -243,14 +242,6 @@ def _number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.4g}"
 
 
-def _csv(rows: list[dict[str, str]]) -> str:
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue()
-
-
 def _page(rows: list[dict[str, str]], settings: Report) -> str:
     names = ("Claim", "Tested", "Published", "Measured", "Verdict")
     table = Table(
@@ -270,12 +261,11 @@ def _page(rows: list[dict[str, str]], settings: Report) -> str:
 
 
 def _cells(row: dict[str, str]) -> list[Entry]:
-    unit = "×" if row["unit"] == "x" else f" {row['unit']}" if row["unit"] else ""
     low_high = f"[{row['low']}, {row['high']}]" if row["low"] else ""
     return [
         Entry(f"{row['id']}: {row['claim']}"),
         Entry(row["tested"]),
-        Entry(row["published"] + unit) if row["published"] else Entry(),
-        Entry(row["measured"] + unit, low_high) if row["measured"] else Entry(),
+        Entry(with_unit(row["published"], row["unit"])) if row["published"] else Entry(),
+        Entry(with_unit(row["measured"], row["unit"]), low_high) if row["measured"] else Entry(),
         Entry(row["verdict"], bold=True),
     ]

@@ -8,13 +8,11 @@ files give.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
 from pathlib import Path
 
 from matvlm.errors import UserError, one_line
-from matvlm.files import write_text
+from matvlm.files import csv_text, write_text
 from matvlm.report import comparison
 from matvlm.report.claim_rows import NUMBERS
 from matvlm.report.comparison import Comparison
@@ -33,15 +31,13 @@ CAPTION = (
 
 def make_csv(found: Comparison) -> str:
     """One row for each claim and preset that was asked about it, in the order of the table."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-    writer.writeheader()
+    rows = []
     for line in found.lines:
         for preset, claim in line.answers.items():
             if claim is not None:
                 values = {name: getattr(claim, name) for name in ("unit", "over", "verdict", "tested", "command")}
-                writer.writerow({"id": line.id, "preset": preset, "claim": line.claim, **claim.figures} | values)
-    return stream.getvalue()
+                rows.append({"id": line.id, "preset": preset, "claim": line.claim, **claim.figures} | values)
+    return csv_text(COLUMNS, rows)
 
 
 def make_page(found: Comparison) -> str:
