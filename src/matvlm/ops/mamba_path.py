@@ -10,9 +10,8 @@ from __future__ import annotations
 import os
 
 # Read when the packages below are imported. Triton's products of float32 matrices are in tf32 unless told
-# otherwise, whatever torch is told; what its tuning finds is kept on disk, so that later processes start at once.
+# otherwise, whatever torch is told.
 os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
-os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
 
 import torch
 from causal_conv1d import causal_conv1d_fn, causal_conv1d_update
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from matvlm.ops import torch_path
 from matvlm.ops.prefill import fused_mix
+from matvlm.ops.tuning import keep_choices
 
 __all__ = ["convolve", "convolve_step", "fused_mix", "gated_norm", "scan", "step"]
 
@@ -30,6 +30,8 @@ CONV_WIDTHS = (2, 3, 4)
 """Widths that causal-conv1d has kernels for."""
 ALIGNMENT = 8
 """Elements that the strides of its inputs must be multiples of where the channels come last."""
+
+keep_choices()
 
 
 def convolve(inputs: Tensor, before: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
