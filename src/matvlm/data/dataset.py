@@ -18,7 +18,7 @@ from transformers import BaseImageProcessor, LlavaProcessor, PreTrainedTokenizer
 from matvlm.data.conversations import IMAGE, Rejected, Row, load_conversations, turns_of
 from matvlm.data.easy_vqa import ID_PREFIX
 from matvlm.data.errors import DataError
-from matvlm.data.images import open_image
+from matvlm.data.images import open_image, resolve_image
 from matvlm.data.processor import count_image_tokens
 from matvlm.data.render import IGNORE, SYSTEM, render_conversation
 from matvlm.data.segments import SegmentTable
@@ -28,6 +28,10 @@ DROP_CAPTION = 0.5
 """Share of conversations that models in training see without their caption turn. The benchmarks' questions
 come without one, and alone: where captions and the order of questions never change, models learn to read
 answers off the conversation instead of the image."""
+SMALL_FILE = 16384
+"""Bytes of an image file below which one thread reads as many as several do."""
+SAMPLE = 100
+"""Files of a split by which its images are judged small or not."""
 
 
 class InMemoryDataset:
@@ -238,6 +242,12 @@ def _bad_rows(path: Path, rejected: list[Rejected]) -> str:
     return f"{path}: {len(rejected)} bad rows; {first['id']}: {first['field']}: {first['reason']}"
 
 
+def _is_small(paths: list[str], root: Path) -> bool:
+    """Whether decoding takes so little of reading these images that threads would wait for each other: Python's
+    part of it is one thread's at a time."""
+    return sum(resolve_image(path, root).stat().st_size for path in paths) < SMALL_FILE * len(paths)
+
+
 def _read_images(paths: list[str], root: Path, processor: BaseImageProcessor, workers: int) -> Tensor:
     """(N, 3, S, S) uint8."""
     size = processor.size
@@ -251,7 +261,8 @@ def _read_images(paths: list[str], root: Path, processor: BaseImageProcessor, wo
         images[index] = np.asarray(open_image(paths[index], root).resize(shape, resample))
 
     with ThreadPoolExecutor(max(workers, 1)) as pool:
-        done = pool.map(read, range(len(paths)))
+        apart = not _is_small(paths[:SAMPLE], root)
+        done = (pool.map if apart else map)(read, range(len(paths)))
         for _ in progress(done, f"images of {root.name}", total=len(paths)):
             pass
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))

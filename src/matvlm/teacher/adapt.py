@@ -18,6 +18,7 @@ from accelerate import PartialState
 from transformers import LlavaForConditionalGeneration
 
 from matvlm import config, provenance
+from matvlm.distill.trunk import place
 from matvlm.errors import one_line
 from matvlm.models.folder import check_folder, load_model
 from matvlm.teacher.adapter import add_adapters, save_adapter, vision_weights
@@ -44,8 +45,10 @@ def main(argv: list[str] | None = None) -> None:
     model, processor = join_given(settings, args.language, training.align.seed)
     if training.vision is not None:
         take_tower(model, training.vision)
+    # Kept in bfloat16, its weights need not be converted at each use; what is trained has float32 copies.
+    short = all(getattr(training, name).precision == "bfloat16" for name in STAGES)
     with fits("the teacher's weights", device):
-        model.to(device)
+        place(model, device, torch.bfloat16 if short else torch.float32)
     lessons = Lessons(args, processor)
 
     configuration = {"teacher": settings.model_dump(mode="json"), "max_length": args.max_length}

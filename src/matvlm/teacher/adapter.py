@@ -35,7 +35,8 @@ def add_adapters(model: LlavaForConditionalGeneration, settings: Lora, seed: int
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     torch.manual_seed(seed)
     config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=list(settings.modules))
-    adapted = get_peft_model(model.model.language_model, config)
+    # In the type of what they adapt; peft would make them float32, and convert what they read and give.
+    adapted = get_peft_model(model.model.language_model, config, autocast_adapter_dtype=False)
     for weight in trained:
         weight.requires_grad_(True)
     return adapted

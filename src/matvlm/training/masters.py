@@ -30,14 +30,18 @@ class Masters:
 
     def collect(self) -> None:
         """After a backward pass: take its gradients over and away from the model."""
-        for parameter, master in self._pairs:
-            if parameter.grad is not None:
-                gradient = parameter.grad.float()
-                master.grad = gradient if master.grad is None else master.grad.add_(gradient)
-                parameter.grad = None
+        found = [(parameter, master) for parameter, master in self._pairs if parameter.grad is not None]
+        for _, master in found:
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+        if found:
+            # All at once: one by one, hundreds of small kernels would be launched.
+            torch._foreach_add_([m.grad for _, m in found], [parameter.grad for parameter, _ in found])
+        for parameter, _ in found:
+            parameter.grad = None
 
     @torch.no_grad()
     def publish(self) -> None:
         """After a step: give the model its weights."""
-        for parameter, master in self._pairs:
-            parameter.copy_(master)
+        if self._pairs:
+            torch._foreach_copy_(*(list(side) for side in zip(*self._pairs, strict=True)))
