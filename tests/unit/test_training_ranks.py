@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,19 @@ def test_more_processes_than_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(loop.Accelerator, "num_processes", 8)
     with pytest.raises(UserError, match="batch_size 4 gives 8 processes nothing to do"):
         regression(tmp_path)
+
+
+def test_jobs_side_by_side_are_spread_over_the_gpus(monkeypatch, tmp_path):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    assert [str(pick_device("auto")) for _ in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert str(pick_device("cuda")) == "cuda"
+    (counter,) = tmp_path.iterdir()
+    counter.write_text("spoilt")
+    assert str(pick_device("auto")) == "cuda:0"
 
 
 @pytest.mark.parametrize(("visible", "expected"), [(4, "cuda:3"), (1, "cuda:0")])

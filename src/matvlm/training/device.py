@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import tempfile
+from pathlib import Path
 
 import torch
 
@@ -11,14 +14,16 @@ from matvlm.ops.choose import check_choice
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is the first GPU where there is one, else the CPU; or a torch device by name.
+    """``auto`` is a GPU where there is one, else the CPU; or a torch device by name.
 
-    Where several processes share a run, as LOCAL_RANK says, each has the GPU of its number on its node.
+    Where several processes share a run, as LOCAL_RANK says, each has the GPU of its number on its node. Otherwise
+    each that leaves the choice takes the next GPU, so that jobs side by side on one machine are spread over all.
 
     Raises:
         UserError: a device that is unknown or not there, or kernels that are forced and cannot run on it.
     """
-    if name == "auto":
+    choose = name == "auto"
+    if choose:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
@@ -29,6 +34,10 @@ def pick_device(name: str) -> torch.device:
     if device == torch.device("cuda") and "LOCAL_RANK" in os.environ:
         # A launcher may show each process its own GPU alone, which then is number 0.
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    elif choose and device.type == "cuda" and torch.cuda.device_count() > 1:
+        counter = Path(tempfile.gettempdir()) / f"matvlm-gpu-{os.getuid()}"
+        device = torch.device("cuda", next_ticket(counter) % torch.cuda.device_count())
         torch.cuda.set_device(device)
     check_choice(device)
     return device
@@ -42,3 +51,16 @@ def pick_training_device(name: str) -> torch.device:
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
     return pick_device(name)
+
+
+def next_ticket(counter: Path) -> int:
+    """0, 1, 2, … of all processes that ask with the same file; 0 again where it holds something else."""
+    with counter.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        text = file.read()
+        ticket = int(text) if text.isascii() and text.isdigit() else 0
+        file.seek(0)
+        file.truncate()
+        file.write(str(ticket + 1))
+    return ticket
