@@ -164,15 +164,15 @@ def cut(path):
 
 def interrupted(state, monkeypatch, at, **changes):
     """A run that ends as after a crash: when the checkpoint of step ``at`` has been written."""
-    save = checkpoint.save
+    write = checkpoint.write
 
-    def stopped(folder, progress, *rest):
-        save(folder, progress, *rest)
+    def stopped(folder, progress, found):
+        write(folder, progress, found)
         if progress.step == at:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", stopped)
+        patch.setattr(checkpoint, "write", stopped)
         with pytest.raises(KeyboardInterrupt):
             run(state, **changes)
 
