@@ -28,12 +28,14 @@ from matvlm.distill.trunk import load_teacher, place
 from matvlm.errors import UserError, one_line
 from matvlm.models.folder import check_folder, load_model, read_config, save_model
 from matvlm.training.device import pick_training_device
-from matvlm.training.loop import leave, train
+from matvlm.training.loop import train
 from matvlm.training.memory import room
 from matvlm.training.order import Order
+from matvlm.training.ranks import leave, together
 
 
 @one_line
+@together
 def main(argv: list[str] | None = None) -> None:
     """Train one student against its teacher; a run found in --state is continued."""
     args = _parse(argv)

@@ -22,7 +22,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 from transformers import get_wsd_schedule
 
@@ -30,7 +31,7 @@ from matvlm.config import Optimisation
 from matvlm.errors import Interrupted, UserError
 from matvlm.progress import progress
 from matvlm.provenance import Cost
-from matvlm.training import checkpoint, interrupt
+from matvlm.training import checkpoint, interrupt, ranks
 from matvlm.training.log import Log
 from matvlm.training.masters import Masters
 from matvlm.training.memory import advice
@@ -95,10 +96,15 @@ def train(
     weights = masters.weights
     # Weights that are bfloat16 themselves need no autocast, which would only add conversions.
     mixed = settings.precision == "bfloat16" and all(weight is trained[name] for name, weight in weights.items())
-    accelerator = Accelerator(mixed_precision="bf16" if mixed else "no", cpu=on_cpu)
-    main, ranks = accelerator.is_main_process, accelerator.num_processes
-    if ranks > settings.batch_size:
-        raise UserError(f"batch_size {settings.batch_size} gives {ranks} processes nothing to do; use fewer")
+    ranks.open_group(on_cpu)
+    accelerator = Accelerator(
+        mixed_precision="bf16" if mixed else "no",
+        cpu=on_cpu,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=ranks.TIMEOUT)],
+    )
+    main, count = accelerator.is_main_process, accelerator.num_processes
+    if count > settings.batch_size:
+        raise UserError(f"batch_size {settings.batch_size} gives {count} processes nothing to do; use fewer")
     torch.set_float32_matmul_precision("high" if settings.precision == "tf32" else "highest")
     optimizer = torch.optim.AdamW(
         parameter_groups(weights, settings.weight_decay),
@@ -138,7 +144,7 @@ def train(
     """The step under way, and the steps done if they are whole, in the log and in no checkpoint."""
 
     def load(step: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        rows = order(step)[accelerator.process_index :: ranks]
+        rows = order(step)[accelerator.process_index :: count]
         return rows, [task.batch(part, step) for part in _split(rows, settings.micro_batch_size)]
 
     def save(at: int) -> None:
@@ -148,6 +154,7 @@ def train(
 
     bar = progress(range(done.step, settings.steps), title, initial=done.step, total=settings.steps)
     with Writer(state) as writer:
+        ranks.resumes_from(state, writer.finish)
         try:
             for step, (rows, batches) in zip(bar, _ahead(load, done.step, settings.steps), strict=True):
                 torch.manual_seed((seed << 32) + step)
@@ -219,14 +226,6 @@ def train(
             raise UserError(f"{title}: out of GPU memory at step {step + 1}: {advice(settings)}{kept}") from None
     log.close()
     return log.text()
-
-
-def leave() -> None:
-    """Wait until all processes of a run have done their work, the first one's writing included, and part."""
-    processes = PartialState()
-    processes.wait_for_everyone()
-    if processes.num_processes > 1:
-        processes.destroy_process_group()
 
 
 def parameter_groups(weights: dict[str, nn.Parameter], weight_decay: float) -> list[dict]:
