@@ -45,6 +45,8 @@ class Task(Protocol):
     """What the loop trains: a model, its data and its losses."""
 
     model: nn.Module
+    sharded: bool
+    """Whether a pass takes all processes, as where weights are shared out; then all validate."""
 
     def batch(self, rows: np.ndarray, step: int) -> dict[str, Any]:
         """The rows as a micro-batch on the device, with ``tokens``, the number of real positions."""
@@ -103,6 +105,7 @@ def train(
         kwargs_handlers=[InitProcessGroupKwargs(timeout=ranks.TIMEOUT)],
     )
     main, count = accelerator.is_main_process, accelerator.num_processes
+    validate = task.validate if main or getattr(task, "sharded", False) else dict
     if count > settings.batch_size:
         raise UserError(f"batch_size {settings.batch_size} gives {count} processes nothing to do; use fewer")
     torch.set_float32_matmul_precision("high" if settings.precision == "tf32" else "highest")
@@ -126,7 +129,7 @@ def train(
     log = Log(tensorboard if main else None, start=0 if done is None else done.step + 1)
     if done is None:
         done = checkpoint.Progress(step=0, tokens=0, seconds=0.0, scheduler={}, log="")
-        log.add(step=0, tokens=0, seconds=0.0, **(task.validate() if main else {}))
+        log.add(step=0, tokens=0, seconds=0.0, **validate())
     else:
         if cost is not None:
             cost.before_s += done.seconds  # a run of two stages has been here before
@@ -191,7 +194,7 @@ def train(
                 at = step + 1
                 last = at == settings.steps
                 validates = last or at % settings.validate_every == 0
-                validated = task.validate() if validates and main else {}
+                validated = validate() if validates else {}
                 if validates or at % settings.log_every == 0:
                     values = {name: float(accelerator.reduce(value, "sum")) for name, value in means.items()}
                     seconds = time.perf_counter() - start

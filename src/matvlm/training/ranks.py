@@ -34,7 +34,7 @@ def together(main: Callable[..., int | None]) -> Callable[..., int | None]:
 
     @functools.wraps(main)
     def wrapped(*args: object, **kwargs: object) -> int | None:
-        if _count() < 2:
+        if count() < 2:
             return main(*args, **kwargs)
         links = _join()
         try:
@@ -85,7 +85,8 @@ def leave() -> None:
         processes.destroy_process_group()
 
 
-def _count() -> int:
+def count() -> int:
+    """Processes of this run."""
     return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
