@@ -5,9 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -88,28 +86,14 @@ def test_the_steps_that_are_timed_are_the_loops(bench, monkeypatch):
 
 
 @pytest.mark.processes
-def test_two_processes_share_the_batch(tmp_path):
-    command = [
-        sys.executable,
-        ROOT / "benchmarks/distill_step.py",
-        *SMALL,
-        "--variants",
-        "ours",
-        "--gpus",
-        "1",
-        "2",
-    ]
-    done = subprocess.run(
-        [*command, "--out", tmp_path / "out.csv"],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    rows = list(csv.DictReader((tmp_path / "out.csv").open()))
+def test_two_processes_share_the_batch(bench, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    out = tmp_path / "out.csv"
+    assert bench.main([*SMALL, "--variants", "ours", "--gpus", "1", "2", "--out", str(out)]) == 0
+    rows = list(csv.DictReader(out.open()))
     assert [(row["variant"], row["gpus"]) for row in rows] == [("ours", "1"), ("ours", "2")]
     one, two = (float(row["tokens_per_s"]) for row in rows)
-    assert f"2 GPUs over 1, micro-batch 1: {two / one:.2f} times the tokens a second" in done.stdout
+    assert f"2 GPUs over 1, micro-batch 1: {two / one:.2f} times the tokens a second" in capsys.readouterr().out
 
 
 def test_what_is_written(bench, monkeypatch, tmp_path, capsys):

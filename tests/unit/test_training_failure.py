@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from running import distill, finish, ranks, until
+from running import DEVICES, distill, finish, ranks, until
 from test_distill_run import arguments, log_of
 
 from matvlm.distill import run
@@ -23,11 +23,11 @@ SOON_S = 20
 """Seconds in which all processes end, on a machine that does other things too."""
 
 
-def launch(small: Path, tmp_path: Path, *program: str) -> subprocess.Popen:
+def launch(small: Path, tmp_path: Path, device: str, *program: str) -> subprocess.Popen:
     """Two processes of one run under torchrun, whose logs go to `tmp_path/logs`."""
     options = ["--nproc-per-node", "2", "--master-port", ranks(1)[0]["MASTER_PORT"]]
     options += ["--redirects", "3", "--log-dir", str(tmp_path / "logs")]
-    words = arguments(small, tmp_path / "out", settings=SETTINGS)
+    words = arguments(small, tmp_path / "out", settings=SETTINGS, device=device)
     return subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", *options, *program, *words],
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -77,10 +77,11 @@ sys.exit(run.main())
 """
 
 
-def test_a_process_that_finds_no_memory(small, cache, tmp_path, capsys):
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_process_that_finds_no_memory(small, cache, tmp_path, capsys, device):
     script = tmp_path / "failing.py"
     script.write_text(FAILING)
-    status, report = finish(launch(small, tmp_path, str(script)))
+    status, report = finish(launch(small, tmp_path, device, str(script)))
     assert status != 0
     first, other = (said(tmp_path, rank) for rank in (1, 0))
     (line,) = errors(first)
@@ -94,8 +95,9 @@ def test_a_process_that_finds_no_memory(small, cache, tmp_path, capsys):
     resumes(small, tmp_path, capsys)
 
 
-def test_a_process_that_is_killed(small, cache, tmp_path, capsys):
-    launcher = launch(small, tmp_path, "-m", "matvlm.distill.run")
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_process_that_is_killed(small, cache, tmp_path, capsys, device):
+    launcher = launch(small, tmp_path, device, "-m", "matvlm.distill.run")
     until(lambda: list(tmp_path.glob("state/*/step-*")), launcher)
     os.kill(worker(launcher, 1), signal.SIGKILL)
     start = time.monotonic()
@@ -111,9 +113,11 @@ def test_a_process_that_is_killed(small, cache, tmp_path, capsys):
     resumes(small, tmp_path, capsys)
 
 
-def test_the_first_process_is_killed_without_a_launcher(small, cache, tmp_path, capsys):
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_first_process_is_killed_without_a_launcher(small, cache, tmp_path, capsys, device):
     first, other = (
-        distill(small, tmp_path / "out", environment=variables, settings=SETTINGS) for variables in ranks(2)
+        distill(small, tmp_path / "out", environment=variables, settings=SETTINGS, device=device)
+        for variables in ranks(2)
     )
     until(lambda: list(tmp_path.glob("state/*/step-*")), first)
     first.kill()
@@ -128,15 +132,15 @@ def test_the_first_process_is_killed_without_a_launcher(small, cache, tmp_path, 
     resumes(small, tmp_path, capsys)
 
 
-def test_bad_input_of_one_process_before_the_first_step(small, cache, tmp_path):
+@pytest.mark.parametrize("device", DEVICES)
+def test_bad_input_of_one_process_before_the_first_step(small, cache, tmp_path, device):
     """The other one waits in a collective by then."""
     missing, wrong = tmp_path / "missing", 1
     start = time.monotonic()
+    inputs = {"settings": SETTINGS, "device": device}
     processes = [
-        distill(small, tmp_path / "out", environment=variables, settings=SETTINGS)
-        if rank != wrong
-        else distill(small, tmp_path / "out", environment=variables, settings=SETTINGS, val=missing)
-        for rank, variables in enumerate(ranks(2))
+        distill(small, tmp_path / "out", environment=variables, **inputs | wrongly)
+        for variables, wrongly in zip(ranks(2), ({}, {"val": missing}), strict=True)
     ]
     ended = [finish(process) for process in processes]
     assert time.monotonic() - start < 2 * SOON_S

@@ -112,6 +112,27 @@ def test_what_changes_after_the_save_does_not_reach_the_file(tmp_path, held):
     assert not torch.equal(optimizer.state[weight]["exp_avg"], moment)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_what_a_gpu_changes_after_the_save_does_not_reach_the_file(tmp_path, held):
+    weight = nn.Parameter(torch.ones(1 << 24, device="cuda"))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    with Writer(tmp_path) as writer:
+        for step in (1, 2):  # the second into the same pages
+            held.set()
+            writer.finish()
+            held.clear()
+            weight.grad = torch.ones_like(weight)
+            optimizer.step()
+            expected = weight.detach().cpu()
+            writer.save(progress(step), {"w": weight}, optimizer)
+            assert all(copy.is_pinned() for name, copy in writer._copies.items() if not name.endswith("/step"))
+            with torch.no_grad():
+                weight.zero_()
+        held.set()
+    assert torch.equal(load_file(tmp_path / "step-00000002" / "weights.safetensors")["w"], expected)
+
+
 def test_a_second_save_waits_for_the_first(tmp_path, held):
     weight, optimizer = trained()
     with Writer(tmp_path) as writer:

@@ -10,6 +10,7 @@ two share must be one module, not two with the same tensors (`share_modules`).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +55,8 @@ def shard_frozen(
         student: on the CPU, trainable part selected. teacher: on its tensors, as `matvlm.distill.trunk` makes it.
             At no time is more than a layer of them whole on ``device`` before it is shared out.
     """
+    # Of outputs that are views; the layers here change none in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     share_modules(teacher, student)
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     for module in list(_frozen_units(student, teacher)):
