@@ -114,25 +114,6 @@ def test_a_process_that_is_killed(small, cache, tmp_path, capsys, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_the_first_process_is_killed_without_a_launcher(small, cache, tmp_path, capsys, device):
-    first, other = (
-        distill(small, tmp_path / "out", environment=variables, settings=SETTINGS, device=device)
-        for variables in ranks(2)
-    )
-    until(lambda: list(tmp_path.glob("state/*/step-*")), first)
-    first.kill()
-    start = time.monotonic()
-    status, error = finish(other)
-    assert time.monotonic() - start < SOON_S
-    assert status == 1
-    (line,) = errors(error)
-    assert line.startswith("error: process 0 of 2 was killed")
-    assert "Traceback" not in error
-    first.communicate()
-    resumes(small, tmp_path, capsys)
-
-
-@pytest.mark.parametrize("device", DEVICES)
 def test_bad_input_of_one_process_before_the_first_step(small, cache, tmp_path, device):
     """The other one waits in a collective by then."""
     missing, wrong = tmp_path / "missing", 1

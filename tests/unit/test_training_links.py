@@ -11,8 +11,8 @@ from datetime import timedelta
 import pytest
 from torch.distributed import HashStore
 
-from matvlm.errors import Abandoned, Interrupted
-from matvlm.training import interrupt, links
+from matvlm.errors import Abandoned, Interrupted, one_line
+from matvlm.training import interrupt, links, ranks
 from matvlm.training.links import KEY, Links
 
 SIZE = 3
@@ -102,3 +102,60 @@ def test_told_to_stop_before_all_are_there(monkeypatch, rank):
     monkeypatch.setattr(interrupt, "asked", lambda: True)
     with pytest.raises(Interrupted, match="interrupted while waiting for"):
         Links(HashStore(), rank, 2)
+
+
+def test_processes_that_do_not_find_each_other(monkeypatch, capsys):
+    """One line for each, and nothing of the command is done."""
+    command = one_line(ranks.together(lambda: pytest.fail("begun")))
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_PORT")
+    assert command() == 2
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        assert command() == 1
+    first, second = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert first == "error: MASTER_PORT: not set, but WORLD_SIZE says that 2 processes share this run"
+    assert second.startswith(f"error: 127.0.0.1:{port}: the processes of this run do not find each other: Dist")
+
+
+def test_one_process_runs_as_it_is(monkeypatch):
+    monkeypatch.delenv("MASTER_ADDR")
+    assert ranks.together(lambda: 7)() == 7
+
+
+@pytest.mark.parametrize("news", [True, False])
+def test_an_error_of_a_collective_is_the_fault_of_who_has_gone(monkeypatch, joined, capsys, news):
+    """And else it is one's own, which the others are told."""
+    monkeypatch.setattr(ranks, "_join", lambda: joined[0])
+    monkeypatch.setattr(ranks, "PATIENCE_S", 10 if news else 0.1)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+
+    def fails():
+        if news:
+            joined[2].leave("failed: no such file")
+        raise RuntimeError("Connection closed by peer\nmore of it")
+
+    if news:
+        assert one_line(ranks.together(fails))() == 1
+        assert capsys.readouterr().err == "error: process 2 of 3 failed: no such file; process 0 ends too\n"
+    else:
+        with pytest.raises(RuntimeError, match="Connection closed"):
+            ranks.together(fails)()
+        expected = "process 0 of 3 failed: RuntimeError: Connection closed by peer; process 1 ends too"
+        assert joined[1].lost(10) == expected
+
+
+def test_a_collective_that_nobody_comes_to(monkeypatch, joined, capsys):
+    monkeypatch.setattr(ranks, "_join", lambda: joined[0])
+    monkeypatch.setattr(ranks, "PATIENCE_S", 0.1)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+
+    def waits():
+        raise RuntimeError("[..] Timed out waiting 1800000ms for recv operation to complete")
+
+    assert one_line(ranks.together(waits))() == 1
+    assert capsys.readouterr().err == "error: waited 1800 s for another process, which has not come\n"

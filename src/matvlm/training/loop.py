@@ -42,11 +42,10 @@ MAX_SKIPPED = 3
 
 
 class Task(Protocol):
-    """What the loop trains: a model, its data and its losses."""
+    """What the loop trains: a model, its data and its losses. One whose weights are shared out among processes has
+    a true attribute ``sharded``: all of them take part in its passes, validation included."""
 
     model: nn.Module
-    sharded: bool
-    """Whether a pass takes all processes, as where weights are shared out; then all validate."""
 
     def batch(self, rows: np.ndarray, step: int) -> dict[str, Any]:
         """The rows as a micro-batch on the device, with ``tokens``, the number of real positions."""

@@ -17,7 +17,7 @@ from accelerate import PartialState
 from torch import distributed
 
 from matvlm.errors import Abandoned, Interrupted, UserError
-from matvlm.training.links import Links
+from matvlm.training.links import JOIN, Links
 
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits in a collective, while the first one validates or writes the model. That another has
@@ -91,8 +91,20 @@ def count() -> int:
 
 
 def _join() -> Links:
+    """Connect the processes.
+
+    Raises:
+        UserError: a variable of torch.distributed is missing.
+        Abandoned, Interrupted: not all have come; see `Links`.
+    """
     global _links, _store
-    _store, rank, size = next(distributed.rendezvous("env://", timeout=TIMEOUT))
+    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
+        raise UserError(f"{missing[0]}: not set, but WORLD_SIZE says that {count()} processes share this run")
+    try:
+        _store, rank, size = next(distributed.rendezvous("env://", timeout=JOIN))
+    except RuntimeError as error:
+        place = ":".join(os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise Abandoned(f"{place}: the processes of this run do not find each other: {_words(error)}") from None
     _links = Links(_store, rank, size)
     return _links
 
