@@ -323,6 +323,24 @@ def test_a_resumed_run_costs_what_it_cost_before_too(tmp_path):
     assert cost.before_s > 0
 
 
+def test_a_resumed_run_of_two_stages_costs_what_both_cost_before(tmp_path):
+    settings, order = Optimisation(**SETTINGS), Order(np.arange(ROWS), SETTINGS["batch_size"], 0)
+
+    def stage(name, cost):
+        return train(Regression(), settings, order, seed=0, state=tmp_path / name, title=name, cost=cost)
+
+    def seconds(name):
+        state = json.loads((tmp_path / name / "step-00000010" / "state.json").read_text())
+        return state["progress"]["seconds"]
+
+    for name in ("align", "tune"):
+        stage(name, Cost())
+    cost = Cost()
+    for name in ("align", "tune"):
+        stage(name, cost)
+    assert cost.before_s == pytest.approx(seconds("align") + seconds("tune"))
+
+
 def test_a_loss_that_is_not_finite(tmp_path):
     with pytest.raises(UserError, match=r"^[^\n]*$") as caught:
         run(tmp_path, Regression(broken=3))
