@@ -2,11 +2,14 @@
 
     python benchmarks/distill_step.py                                        # tiny models, on any machine
     python benchmarks/distill_step.py --paper-size --micro-batches 1 2 4 8   # Phi-2 and SigLIP so400m, on a GPU
+    … --gpus 1 2                                                             # ours on one GPU and on two
 
 Weights are random and bfloat16, with float32 copies of the trained part; 25 % of the layers are replaced, and all
 three losses are on. A step is an optimizer step over --batch sequences of --sequence tokens without padding, half
-of them an image. Each variant, micro-batch and repeat is a process of its own; its figure is the median of --steps
-steps after a warm-up. Out of memory is a row with empty figures.
+of them an image. Each variant, micro-batch, number of GPUs and repeat is a run of its own; its figure is the
+median of --steps steps of the training loop after a warm-up, checkpoints and validation aside. Several GPUs share
+the batch, a process each (processes of the CPU with --device cpu); memory is that of the process with most. The
+release's step is measured on one alone. Out of memory is a row with empty figures.
 
 MFU counts what must be computed, by the formulas of `matvlm.plan` (docs/engine.md), the same for both variants:
 no gradients of frozen weights, nothing twice, and of attention the half below the diagonal. On a GPU whose peak is
@@ -16,6 +19,7 @@ not in `PEAKS`, and on a CPU, it is empty. Memory is the allocator's peak on a G
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import itertools
 import json
@@ -23,15 +27,16 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from release_step import ReleaseStep
-from torch import nn
+from timed_steps import Enough, Timed
 from transformers import LlavaConfig, PhiConfig, SiglipVisionConfig
 
 from matvlm import plan, provenance
@@ -44,8 +49,8 @@ from matvlm.files import csv_text, write_text
 from matvlm.models.initialise import build_student, student_config
 from matvlm.models.llava import new_model
 from matvlm.training.device import pick_training_device
-from matvlm.training.loop import parameter_groups
-from matvlm.training.masters import Masters
+from matvlm.training.loop import train
+from matvlm.training.ranks import count, leave, open_group, together
 
 VARIANTS = ("ours", "release")
 LOSS, LAYOUT, RATE = "prob+layer+ce", "even-25", 2e-4
@@ -134,18 +139,7 @@ def make(
     select_trainable(student)
     if variant == "release":
         return ReleaseStep(teacher, student, data, args.gradient_checkpointing)
-    settings = Distillation(
-        steps=1,
-        batch_size=args.batch,
-        micro_batch_size=micro_batch,
-        learning_rate=RATE,
-        warmup_steps=0,
-        decay_steps=0,
-        validation_rows=1,
-        precision="bfloat16",
-        gradient_checkpointing=args.gradient_checkpointing,
-        compile=args.compile,
-    )
+    settings = settings_of(micro_batch, args)
     place(student, device, torch.bfloat16)
     view = teacher_of(student, config, teacher.named_parameters())
     if args.compile:
@@ -154,59 +148,71 @@ def make(
     return DistillTask(student, data, online, Objective.of(LOSS, "kl", settings), (data, online))
 
 
+def settings_of(micro_batch: int, args: argparse.Namespace) -> Distillation:
+    """What the step is measured with; the training is ended before its last step, which would be saved."""
+    return Distillation(
+        steps=args.steps + 2,
+        batch_size=args.batch,
+        micro_batch_size=micro_batch,
+        learning_rate=RATE,
+        warmup_steps=0,
+        decay_steps=0,
+        max_grad_norm=0.1,
+        validation_rows=1,
+        validate_every=args.steps + 2,
+        save_every=args.steps + 2,
+        precision="bfloat16",
+        gradient_checkpointing=args.gradient_checkpointing,
+        compile=args.compile,
+    )
+
+
 def measure(variant: str, micro_batch: int, args: argparse.Namespace) -> dict[str, float]:
-    """Figures of a variant, in this process; none where its memory runs out."""
+    """Figures of a variant, in this process and those that share its batch; none where memory runs out."""
     device = pick_training_device(args.device)
+    open_group(on_cpu=device.type == "cpu")
     try:
         task = make(variant, micro_batch, args, device)
         if device.type == "cuda":
             gc.collect()  # of what made the models
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
-        seconds = times(task, micro_batch, args, device)
-    except torch.OutOfMemoryError:
+        seconds = times(task, micro_batch, args)
+    except (torch.OutOfMemoryError, UserError) as error:
+        # The loop says it in words.
+        if not isinstance(error, torch.OutOfMemoryError) and not isinstance(
+            error.__context__, torch.OutOfMemoryError
+        ):
+            raise
         return {}
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peaks = PartialState().num_processes * [peak]
+    if len(peaks) > 1:
+        torch.distributed.all_gather_object(peaks, peak)
     rate = args.batch * args.sequence / statistics.median(seconds)
-    found = {"tokens_per_s": round(rate, 1), "peak_memory_bytes": peak}
+    found = {"tokens_per_s": round(rate, 1), "peak_memory_bytes": max(peaks)}
     if limit := peak_flops(provenance.device_name(str(device))):
-        found["mfu"] = round(rate * flops_per_token(args) / limit, 4)
+        found["mfu"] = round(rate * flops_per_token(args) / limit / len(peaks), 4)
     return found
 
 
-def times(
-    task: DistillTask | ReleaseStep, micro_batch: int, args: argparse.Namespace, device: torch.device
-) -> list[float]:
-    """Seconds of each step, after one of a single micro-batch."""
-    masters = Masters({name: w for name, w in task.model.named_parameters() if w.requires_grad})
-    groups = parameter_groups(masters.weights, 0.01)
-    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.95), fused=device.type == "cuda")
-    rows = np.arange(args.batch).reshape(-1, micro_batch)
-
-    def step(parts: np.ndarray) -> float:
-        start = time.perf_counter()
-        batches = [task.batch(part, 0) for part in parts]
-        counts = [task.counts(batch) for batch in batches]
-        whole = {name: sum(count[name] for count in counts) for name in counts[0]}
-        for batch in batches:
-            loss, _ = task.losses(batch, whole)
-            loss.backward()
-            masters.collect()
-        norm = nn.utils.clip_grad_norm_(masters.weights.values(), 0.1)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        masters.publish()
-        if not torch.isfinite(norm):  # which waits for the device too
-            raise UserError(f"gradient norm {float(norm):g}: the step does not work on this machine")
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - start
-
-    step(rows[:1])
-    return [step(rows) for _ in range(args.steps)]
+def times(task: DistillTask | ReleaseStep, micro_batch: int, args: argparse.Namespace) -> list[float]:
+    """Seconds of each step as the training loop takes it, after one of a single micro-batch in each process."""
+    rows, first = np.arange(args.batch), micro_batch * PartialState().num_processes
+    timed = Timed(task, args.steps)
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Enough):
+        train(
+            timed,
+            settings_of(micro_batch, args),
+            lambda step: rows if step else rows[:first],
+            seed=0,
+            state=Path(folder),
+            title="distill_step",
+        )
+    return [end - start for start, end in itertools.pairwise(timed.starts[1:])]
 
 
 def flops_per_token(args: argparse.Namespace) -> float:
@@ -226,28 +232,58 @@ def peak_flops(device: str) -> float | None:
 
 @one_line
 def main(argv: list[str] | None = None) -> None:
-    """Measure both variants and write one row for each process."""
+    """Measure the variants and write one row for each measurement."""
     args = parse(argv)
     if args.one:
-        print(json.dumps(measure(args.one[0], int(args.one[1]), args)))
+        together(measure_one)(args)
         return
-    origin = provenance.describe(vars(args), device=str(pick_training_device(args.device)))
+    device = pick_training_device(args.device)
+    if device.type == "cuda" and max(args.gpus) > (there := torch.cuda.device_count()):
+        raise UserError(f"--gpus: {max(args.gpus)} is more than this machine has, {there}")
+    origin = provenance.describe(vars(args), device=str(device))
     setting = {name: getattr(args, name, None) for name in SETTING}
     setting |= {"architecture": "paper" if args.paper_size else "tiny", "layout": LAYOUT}
-    gpus = int(pick_training_device(args.device).type == "cuda")
     rows = []
-    for repeat, size, variant in itertools.product(range(args.repeats), args.micro_batches, args.variants):
-        words = [*(sys.argv[1:] if argv is None else argv), "--one", variant, str(size)]
-        done = subprocess.run([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True)
-        if done.returncode:
-            raise UserError(f"{variant} at micro-batch {size} ended with status {done.returncode}")
-        found = dict.fromkeys(MEASURED, "") | json.loads(done.stdout.splitlines()[-1])
+    for repeat, size, gpus, variant in itertools.product(
+        range(args.repeats), args.micro_batches, args.gpus, args.variants
+    ):
+        if variant == "release" and gpus > 1:
+            continue
+        words = [*(sys.argv[1:] if argv is None else argv), "--one", variant, str(size), str(gpus)]
+        found = dict.fromkeys(MEASURED, "") | start(words, gpus)
         found |= {"variant": variant, "gpus": gpus, "micro_batch": size, "repeat": repeat}
         setting["compile"] = args.compile and variant == "ours"
         rows.append(found | setting | {name: origin[name] for name in ORIGIN})
         print({name: found[name] for name in MEASURED}, file=sys.stderr)
         write(rows, args.out)
     summarise(rows)
+
+
+def start(words: list[str], gpus: int) -> dict[str, float]:
+    """Figures that so many processes of their own find, which share a batch.
+
+    Raises:
+        UserError: they failed for another reason than want of memory.
+    """
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus)] if gpus > 1 else []
+    done = subprocess.run([sys.executable, *launcher, __file__, *words], stdout=subprocess.PIPE, text=True)
+    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    if said and not all(said):  # one that has no memory ends the others
+        return {}
+    if done.returncode or not said:
+        variant, size, _ = words[-3:]
+        raise UserError(f"{variant} at micro-batch {size} on {gpus} ended with status {done.returncode}")
+    return said[-1]
+
+
+def measure_one(args: argparse.Namespace) -> None:
+    """Print the figures of one measurement as JSON, an empty object where memory runs out."""
+    found = measure(args.one[0], int(args.one[1]), args)
+    if not found or PartialState().is_main_process:
+        print(json.dumps(found), flush=True)
+    if not found and count() > 1:
+        raise UserError("no memory for the step")
+    leave()
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -268,16 +304,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="compile our layers and divergence")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/distill_step.csv"))
-    parser.add_argument("--one", nargs=2, metavar=("VARIANT", "MICRO_BATCH"), help=argparse.SUPPRESS)
+    parser.add_argument("--gpus", type=int, nargs="+", default=[1], help="ours on each of these numbers of GPUs")
+    parser.add_argument("--one", nargs=3, metavar=("VARIANT", "MICRO_BATCH", "GPUS"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     args.batch = args.batch or (64 if args.paper_size else 8)
     args.sequence = args.sequence or (1428 if args.paper_size else 64)
     for name in ("batch", "sequence", "steps", "repeats"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name}: must be at least 1")
-    for size in args.micro_batches:
-        if size < 1 or args.batch % size:
-            raise UserError(f"--micro-batches: {size} does not divide --batch {args.batch}")
+    for size, gpus in itertools.product(args.micro_batches, args.gpus):
+        if gpus < 1:
+            raise UserError("--gpus: must be at least 1")
+        if size < 1 or args.batch % (size * gpus):
+            share = f"the share of {gpus} of --batch" if gpus > 1 else "--batch"
+            raise UserError(f"--micro-batches: {size} does not divide {share} {args.batch}")
     image = architecture(args.paper_size).image_seq_length
     if args.sequence * 6 // 7 < image + START:
         raise UserError(f"--sequence: {args.sequence} has no room for an image of {image} tokens and an answer")
@@ -290,21 +330,33 @@ def write(rows: list[dict[str, Any]], out: Path) -> None:
 
 
 def summarise(rows: list[dict[str, Any]]) -> None:
-    """Print ours over the release's: at each micro-batch, and each at the one that is its fastest."""
+    """Print ours over the release's, and ours on several GPUs over one: at each micro-batch, and each at the one
+    that is its fastest."""
 
-    def median(variant: str, size: int, name: str) -> float | None:
-        found = [r[name] for r in rows if (r["variant"], r["micro_batch"]) == (variant, size) and r[name] != ""]
+    def median(key: tuple[str, int], size: int, name: str) -> float | None:
+        found = [r[name] for r in rows if (r["variant"], r["gpus"], r["micro_batch"]) == (*key, size)]
+        found = [value for value in found if value != ""]
         return statistics.median(found) if found else None
 
-    best: dict[str, float] = {}
-    for size in dict.fromkeys(row["micro_batch"] for row in rows):
-        speeds, peaks = ([median(v, size, name) for v in VARIANTS] for name in MEASURED[4:6])
-        best |= {v: max(best.get(v, 0.0), s) for v, s in zip(VARIANTS, speeds, strict=True) if s}
-        if all(speeds):
-            speed, peak = speeds[0] / speeds[1], peaks[0] / peaks[1]
-            print(f"micro-batch {size}: {speed:.2f} times the tokens a second, {peak:.0%} of the memory")
-    if len(best) == 2:
-        print(f"each at its best: {best['ours'] / best['release']:.2f} times the tokens a second")
+    ours = ("ours", 1)
+    others = dict.fromkeys((row["variant"], row["gpus"]) for row in rows)
+    others.pop(ours, None)
+    sizes = list(dict.fromkeys(row["micro_batch"] for row in rows))
+    for other in others:
+        # The release's is what ours is compared with; one GPU is what several are.
+        pair = (ours, other) if other[0] == "release" else (other, ours)
+        title = "" if other[0] == "release" else f"{other[1]} GPUs over 1, "
+        best: dict[tuple[str, int], float] = {}
+        for size in sizes:
+            speeds, peaks = ([median(key, size, name) for key in pair] for name in MEASURED[4:6])
+            best |= {key: max(best.get(key, 0.0), s) for key, s in zip(pair, speeds, strict=True) if s}
+            if all(speeds):
+                speed, peak = speeds[0] / speeds[1], peaks[0] / peaks[1]
+                print(
+                    f"{title}micro-batch {size}: {speed:.2f} times the tokens a second, {peak:.0%} of the memory"
+                )
+        if len(best) == 2:
+            print(f"{title}each at its best: {best[pair[0]] / best[pair[1]]:.2f} times the tokens a second")
 
 
 if __name__ == "__main__":

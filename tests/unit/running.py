@@ -9,8 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+import torch
 from test_distill_run import arguments
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.device_count() > 1 else ["cpu"]
+"""What two processes can run on here: a GPU each, where there are two."""
 TIMEOUT = 120
 """Seconds; a process that hangs must not hang the suite."""
 

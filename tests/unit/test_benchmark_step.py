@@ -63,27 +63,70 @@ def test_a_variant_is_measured(bench, variant):
     assert "mfu" not in found  # a CPU's peak is not known
 
 
+def test_a_step_without_room_has_no_figures(bench, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(bench.ReleaseStep, "losses", full)
+    assert bench.measure("release", 1, bench.parse(SMALL)) == {}
+
+
+def test_the_steps_that_are_timed_are_the_loops(bench, monkeypatch):
+    """After one of a single micro-batch, so many with the whole batch."""
+    args = bench.parse([*SMALL, "--steps", "2"])
+    task = bench.make("release", 1, args, torch.device("cpu"))
+    asked, losses = [], task.losses
+    monkeypatch.setattr(
+        task, "losses", lambda batch, counts: (asked.append(batch["step"]), losses(batch, counts))[1]
+    )
+    seconds = bench.times(task, 1, args)
+    assert asked == [0, 1, 1, 2, 2]
+    assert len(seconds) == 2
+    assert min(seconds) > 0
+
+
+@pytest.mark.processes
+def test_two_processes_share_the_batch(bench, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    out = tmp_path / "out.csv"
+    assert bench.main([*SMALL, "--variants", "ours", "--gpus", "1", "2", "--out", str(out)]) == 0
+    rows = list(csv.DictReader(out.open()))
+    assert [(row["variant"], row["gpus"]) for row in rows] == [("ours", "1"), ("ours", "2")]
+    one, two = (float(row["tokens_per_s"]) for row in rows)
+    assert f"2 GPUs over 1, micro-batch 1: {two / one:.2f} times the tokens a second" in capsys.readouterr().out
+
+
 def test_what_is_written(bench, monkeypatch, tmp_path, capsys):
     """One row for each process; one whose memory ran out has no figures."""
-    figures = {("ours", "1"): (30.0, 6), ("release", "1"): (10.0, 10), ("ours", "2"): (45.0, 8)}
+    figures = {
+        ("ours", "1", "1"): (30.0, 6),
+        ("release", "1", "1"): (10.0, 10),
+        ("ours", "2", "1"): (45.0, 8),
+        ("ours", "1", "2"): (54.0, 3),
+    }
 
     def process(command, **_):
         key = tuple(command[command.index("--one") + 1 :])
         found = dict(zip(("tokens_per_s", "peak_memory_bytes"), figures.get(key, ()), strict=False))
-        return subprocess.CompletedProcess(command, 0, stdout=f"a library's word\n{json.dumps(found)}\n")
+        assert ("torch.distributed.run" in command) == (key[2] == "2")
+        return subprocess.CompletedProcess(command, int(not found), f"a library's word\n{json.dumps(found)}\n")
 
     monkeypatch.setattr(bench.subprocess, "run", process)
     monkeypatch.setattr(bench.provenance, "describe", lambda *_, **__: dict.fromkeys(bench.ORIGIN, "x"))
     out = tmp_path / "new" / "distill_step.csv"
-    assert bench.main([*SMALL, "--micro-batches", "1", "2", "--out", str(out)]) == 0
+    words = ["--batch", "4", "--micro-batches", "1", "2", "--gpus", "1", "2", "--out", str(out)]
+    assert bench.main([*SMALL, *words]) == 0
     rows = list(csv.DictReader(out.open()))
-    assert [(row["variant"], row["micro_batch"], row["tokens_per_s"]) for row in rows] == [
-        ("ours", "1", "30.0"), ("release", "1", "10.0"), ("ours", "2", "45.0"), ("release", "2", "")
+    assert [tuple(row[name] for name in ("variant", "micro_batch", "gpus", "tokens_per_s")) for row in rows] == [
+        ("ours", "1", "1", "30.0"), ("release", "1", "1", "10.0"), ("ours", "1", "2", "54.0"),
+        ("ours", "2", "1", "45.0"), ("release", "2", "1", ""), ("ours", "2", "2", ""),
     ]  # fmt: skip
     assert set(rows[0]) == {*bench.MEASURED, *bench.SETTING, *bench.ORIGIN}
     assert capsys.readouterr().out.splitlines() == [
         "micro-batch 1: 3.00 times the tokens a second, 60% of the memory",
         "each at its best: 4.50 times the tokens a second",
+        "2 GPUs over 1, micro-batch 1: 1.80 times the tokens a second, 50% of the memory",
+        "2 GPUs over 1, each at its best: 1.20 times the tokens a second",
     ]
 
 
@@ -91,6 +134,8 @@ def test_what_is_written(bench, monkeypatch, tmp_path, capsys):
     ("words", "message"),
     [
         (["--micro-batches", "3"], "--micro-batches: 3 does not divide --batch 8"),
+        (["--gpus", "1", "3"], "--micro-batches: 2 does not divide the share of 3 of --batch 8"),
+        (["--gpus", "0"], "--gpus: must be at least 1"),
         (["--sequence", "20"], "--sequence: 20 has no room for an image of 15 tokens"),
         (["--steps", "0"], "--steps: must be at least 1"),
     ],

@@ -66,21 +66,21 @@ def test_resume_equals_no_interruption_bit_for_bit(small, cache, tmp_path, monke
     """The interrupted run is stopped in the middle of writing its third checkpoint."""
     assert run.main(arguments(small, tmp_path / "whole" / "out")) == 0
 
-    save, state = checkpoint.save, tmp_path / "stopped" / "state"
+    write, state = checkpoint.write, tmp_path / "stopped" / "state"
 
-    def stopped(folder, progress, *rest):
-        save(folder, progress, *rest)
+    def stopped(folder, progress, found):
+        write(folder, progress, found)
         if progress.step == 3:
             newest = sorted(folder.glob("step-*"))[-1]
             weights = newest / "weights.safetensors"
             weights.write_bytes(weights.read_bytes()[:100])  # as a crash would leave it
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint, "save", stopped)
+    monkeypatch.setattr(checkpoint, "write", stopped)
     with pytest.raises(KeyboardInterrupt):
         run.main(arguments(small, tmp_path / "stopped" / "out", state=state))
     assert not (tmp_path / "stopped" / "out").exists()
-    monkeypatch.setattr(checkpoint, "save", save)
+    monkeypatch.setattr(checkpoint, "write", write)
     assert run.main(arguments(small, tmp_path / "stopped" / "out", state=state)) == 0
 
     one, other = tmp_path / "whole" / "out", tmp_path / "stopped" / "out"

@@ -164,15 +164,15 @@ def cut(path):
 
 def interrupted(state, monkeypatch, at, **changes):
     """A run that ends as after a crash: when the checkpoint of step ``at`` has been written."""
-    save = checkpoint.save
+    write = checkpoint.write
 
-    def stopped(folder, progress, *rest):
-        save(folder, progress, *rest)
+    def stopped(folder, progress, found):
+        write(folder, progress, found)
         if progress.step == at:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", stopped)
+        patch.setattr(checkpoint, "write", stopped)
         with pytest.raises(KeyboardInterrupt):
             run(state, **changes)
 
@@ -321,6 +321,24 @@ def test_a_resumed_run_costs_what_it_cost_before_too(tmp_path):
     train(Regression(), settings, order, seed=0, state=tmp_path, title="regression", cost=cost)
     assert cost.before_s == pytest.approx(float(list(csv.DictReader(io.StringIO(text)))[-1]["seconds"]), abs=1)
     assert cost.before_s > 0
+
+
+def test_a_resumed_run_of_two_stages_costs_what_both_cost_before(tmp_path):
+    settings, order = Optimisation(**SETTINGS), Order(np.arange(ROWS), SETTINGS["batch_size"], 0)
+
+    def stage(name, cost):
+        return train(Regression(), settings, order, seed=0, state=tmp_path / name, title=name, cost=cost)
+
+    def seconds(name):
+        state = json.loads((tmp_path / name / "step-00000010" / "state.json").read_text())
+        return state["progress"]["seconds"]
+
+    for name in ("align", "tune"):
+        stage(name, Cost())
+    cost = Cost()
+    for name in ("align", "tune"):
+        stage(name, cost)
+    assert cost.before_s == pytest.approx(seconds("align") + seconds("tune"))
 
 
 def test_a_loss_that_is_not_finite(tmp_path):

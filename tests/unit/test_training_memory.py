@@ -12,7 +12,7 @@ from test_training_loop import ROWS, SETTINGS, Regression, interrupted, run, sam
 
 from matvlm.config import Distillation, Optimisation
 from matvlm.errors import UserError
-from matvlm.training.memory import room
+from matvlm.training.memory import advice, room
 from matvlm.training.order import Order
 
 
@@ -62,6 +62,15 @@ def test_what_is_said_of_memory_fits_the_settings(changes, words):
     assert all(word in str(caught.value) for word in words)
     if settings.micro_batch_size == 1:
         assert "micro_batch_size:" not in str(caught.value)
+
+
+def test_several_processes_are_told_that_they_can_share(monkeypatch):
+    settings = Distillation(**SETTINGS)
+    assert "shard_frozen" not in advice(settings)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert "shard_frozen: true leaves each process about 1/4 of the frozen weights" in advice(settings)
+    assert "shard_frozen" not in advice(settings.model_copy(update={"shard_frozen": True}))
 
 
 def test_bfloat16_weights_are_trained_by_float32_copies(tmp_path, monkeypatch):

@@ -1,9 +1,10 @@
-"""Two processes that share a run train the student that one trains, to rounding."""
+"""Processes that share a run train the student that one trains, to rounding, however many they are."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import tempfile
 from pathlib import Path
@@ -17,7 +18,7 @@ from test_training_loop import run as regression
 
 from matvlm.distill import run
 from matvlm.errors import UserError
-from matvlm.training import loop
+from matvlm.training import checkpoint, loop
 from matvlm.training.device import pick_device
 
 pytestmark = pytest.mark.processes
@@ -34,9 +35,24 @@ def alone(small, cache, tmp_path_factory) -> Path:
     return out
 
 
-def start(small, out, **changes):
-    """Two processes of one run."""
-    return [distill(small, out, environment=variables, **changes) for variables in ranks(2)]
+def start(small, out, count=2, **changes):
+    """Processes of one run."""
+    return [distill(small, out, environment=variables, **changes) for variables in ranks(count)]
+
+
+def same_to_rounding(one: Path, other: Path) -> None:
+    """Logs and weights of two models."""
+    mine, theirs = log_of(one), log_of(other)
+    assert [row["step"] for row in mine] == [row["step"] for row in theirs]
+    for row, expected in zip(mine, theirs, strict=True):
+        assert row["tokens"] == expected["tokens"]
+        for name in LOSSES:
+            assert bool(row[name]) == bool(expected[name])
+            if row[name]:
+                assert float(row[name]) == pytest.approx(float(expected[name]), rel=1e-3), (row["step"], name)
+    weights, expected = (load_file(folder / "model.safetensors") for folder in (one, other))
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, expected[name], rtol=1e-2, atol=1e-3)
 
 
 def test_two_processes_interrupted_and_resumed_give_the_losses_of_one(small, cache, alone, tmp_path):
@@ -57,18 +73,48 @@ def test_two_processes_interrupted_and_resumed_give_the_losses_of_one(small, cac
     assert "%|" not in ended[1][1]  # no progress bar of its own
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "state"]
 
-    mine, theirs = log_of(out), log_of(alone)
-    assert [row["step"] for row in mine] == [row["step"] for row in theirs]
-    for one, other in zip(mine, theirs, strict=True):
-        assert one["tokens"] == other["tokens"]
-        for name in LOSSES:
-            assert bool(one[name]) == bool(other[name])
-            if one[name]:
-                assert float(one[name]) == pytest.approx(float(other[name]), rel=1e-3), (one["step"], name)
-    one, other = load_file(out / "model.safetensors"), load_file(alone / "model.safetensors")
-    for name, weight in one.items():
-        torch.testing.assert_close(weight, other[name], rtol=1e-2, atol=1e-3)
+    same_to_rounding(out, alone)
     assert json.loads((out / "provenance.json").read_text())["cell"]["seed"] == 0
+
+
+ODD = {"steps": 6, "batch_size": 5, "micro_batch_size": 1, "validate_every": 3, "save_every": 1}
+"""Five rows of a batch are no equal shares of two or three processes."""
+
+
+@pytest.fixture(scope="module")
+def odd(small, cache, tmp_path_factory) -> Path:
+    """The model of a run by one process; all its checkpoints are beside it."""
+    out = tmp_path_factory.mktemp("odd") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "KEPT", ODD["steps"])
+        assert run.main(arguments(small, out, settings=ODD)) == 0
+    return out
+
+
+def rewind(state: Path, step: int) -> None:
+    """Let a run go on from a step."""
+    for path in state.glob("*/step-*"):
+        if int(path.name[5:]) > step:
+            shutil.rmtree(path)
+    assert max(path.name for path in state.glob("*/step-*")) == f"step-{step:08d}"
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_what_one_process_began_more_of_them_go_on_with(small, cache, odd, tmp_path, capsys, count):
+    """And what two go on with, one ends."""
+    out, state = tmp_path / "out", tmp_path / "state"
+    shutil.copytree(odd.with_name("state"), state)
+    rewind(state, 2)
+    ended = [finish(process) for process in start(small, out, count, settings=ODD)]
+    assert [status for status, _ in ended] == [0] * count, ended
+    assert "resumed at step 2 of 6" in ended[0][1]
+    same_to_rounding(out, odd)
+    if count == 2:
+        shutil.rmtree(out)
+        rewind(state, 5)
+        assert run.main(arguments(small, out, settings=ODD)) == 0
+        assert "resumed at step 5 of 6" in capsys.readouterr().err
+        same_to_rounding(out, odd)
 
 
 def test_more_processes_than_rows(tmp_path, monkeypatch):

@@ -22,18 +22,21 @@ from matvlm.data.processor import load_processor
 from matvlm.distill.cache.manifest import fingerprint
 from matvlm.distill.cache.read import CacheReader
 from matvlm.distill.forward import Needs
+from matvlm.distill.shard import check_sharding, frozen_bytes, shard_frozen, whole
 from matvlm.distill.targets import Cached, Online, Tower
 from matvlm.distill.task import DistillTask, Objective, compile_layers, select_trainable
 from matvlm.distill.trunk import load_teacher, place
 from matvlm.errors import UserError, one_line
 from matvlm.models.folder import check_folder, load_model, read_config, save_model
 from matvlm.training.device import pick_training_device
-from matvlm.training.loop import leave, train
+from matvlm.training.loop import train
 from matvlm.training.memory import room
 from matvlm.training.order import Order
+from matvlm.training.ranks import count, leave, open_group, together
 
 
 @one_line
+@together
 def main(argv: list[str] | None = None) -> None:
     """Train one student against its teacher; a run found in --state is continued."""
     args = _parse(argv)
@@ -47,15 +50,23 @@ def main(argv: list[str] | None = None) -> None:
     objective = Objective.of(args.loss, args.divergence, settings)
     reader = None if depends is None else _open_cache(args, depends, objective)
     device = pick_training_device(args.device)
+    if settings.shard_frozen:
+        check_sharding(settings, count())
+        open_group(on_cpu=device.type == "cpu")
     cost = provenance.Cost(str(device))
 
     _check_start(args.init_dir, cell, args.teacher)
     title = f"distill {args.init} {args.layout} {args.loss} {args.divergence} seed {args.seed}"
     dtype = torch.bfloat16 if settings.precision == "bfloat16" else torch.float32
     with room(title, settings):
-        student = place(load_model(args.init_dir), device, dtype)
+        start = torch.device("cpu") if settings.shard_frozen else device
+        student = place(load_model(args.init_dir), start, dtype)
         trained = select_trainable(student)
         teacher = load_teacher(args.teacher, student)
+        if settings.shard_frozen:
+            shard_frozen(student, teacher, device)
+            held, size = frozen_bytes(student, teacher)
+            print(f"holding {held:,} of {size:,} bytes of frozen weights", file=sys.stderr)
         if settings.compile:
             compile_layers(teacher.model.language_model)
     size = sum(weight.numel() for weight in student.parameters() if weight.requires_grad)
@@ -106,7 +117,8 @@ def main(argv: list[str] | None = None) -> None:
             ),
             "cost": cost.finish(PartialState().num_processes),
         }
-        save_model(student.eval(), args.out, record, like=args.teacher, extra={"log.csv": log})
+        model = whole(args.init_dir, student, dtype) if settings.shard_frozen else student
+        save_model(model.eval(), args.out, record, like=args.teacher, extra={"log.csv": log})
     leave()
 
 
@@ -158,7 +170,7 @@ def _check_start(folder: Path, cell: dict[str, object], teacher: Path) -> None:
 def _decisive(settings: config.Distillation) -> dict:
     """What of the settings a run's results depend on, by more than rounding and the draws of dropout: a run that
     stopped for want of memory goes on where it was with a smaller micro-batch."""
-    how = {"gradient_checkpointing", "head_chunk", "compile"}
+    how = {"gradient_checkpointing", "head_chunk", "compile", "shard_frozen"}
     if settings.reduction == "token":  # the release's losses are norms and means of each micro-batch
         how.add("micro_batch_size")
     return settings.model_dump(mode="json", exclude=how)

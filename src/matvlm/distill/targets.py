@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -66,9 +67,23 @@ class Online:
         return partial(self._run, batch, needs)
 
     def _run(self, batch: dict[str, Tensor], needs: Needs) -> Targets:
-        passed = teacher_pass(self.model, batch, needs)
+        with evaluating(self.model):
+            passed = teacher_pass(self.model, batch, needs)
         scores = HiddenScores(passed.hidden.flatten(0, 1), self.model.lm_head) if needs.scores else None
         return Targets(passed.vision, passed.states, scores)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout, also in modules that a student which is in training has too."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 class Tower:

@@ -90,6 +90,7 @@ class DistillTask:
         self.model: nn.Module = student
         self.data, self.source, self.objective = data, source, objective
         self.device = student.device
+        self.sharded = objective.settings.shard_frozen
         self.layers = student.config.text_config.mamba_layers
         self.needs = objective.needs(self.layers)
         settings = objective.settings

@@ -105,8 +105,17 @@ class Distillation(Optimisation):
     compile: Flag = False
     """Compile attention layers and divergence by torch.compile: faster on a GPU after a minute, slower for few
     steps."""
+    shard_frozen: Flag = False
+    """Share the frozen layers out among the processes of a run (FSDP2), for models that do not fit one GPU; needs
+    several processes. Changes memory and speed, not results."""
     shuffle_block: PositiveInt | None = None
     """null: an epoch is a permutation of all rows. Else blocks of so many consecutive rows are permuted, and the
     rows within each: with cache.shard_size, which a cache asks for, one shard is read after another."""
     head_chunk: PositiveInt = 1024
     """Positions whose logits are held at a time; changes memory and speed, not results."""
+
+    @model_validator(mode="after")
+    def _compatible(self) -> Distillation:
+        if self.shard_frozen and self.compile:
+            raise ValueError("compile: true does not go with shard_frozen: true; set one of them to false")
+        return self

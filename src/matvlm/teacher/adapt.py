@@ -26,13 +26,14 @@ from matvlm.teacher.build import check_config
 from matvlm.teacher.join import join_given
 from matvlm.teacher.stage import Lessons, make_record, parse, split_hashes
 from matvlm.training.device import pick_training_device
-from matvlm.training.loop import leave
 from matvlm.training.memory import fits
+from matvlm.training.ranks import leave, together
 
 STAGES = ("align", "tune")
 
 
 @one_line
+@together
 def main(argv: list[str] | None = None) -> None:
     """Train tower, connector and adapters; a run found in --state is continued."""
     args = parse(argv, main.__doc__, config.JoinedTeacher, "--language")

@@ -17,11 +17,12 @@ from matvlm.models.folder import save_model
 from matvlm.teacher.build import build_teacher, load_given
 from matvlm.teacher.stage import Lessons, make_record, parse, split_hashes
 from matvlm.training.device import pick_training_device
-from matvlm.training.loop import leave
 from matvlm.training.memory import fits
+from matvlm.training.ranks import leave, together
 
 
 @one_line
+@together
 def main(argv: list[str] | None = None) -> None:
     """Train the embedded teacher; a run found in --state is continued."""
     args = parse(argv, main.__doc__, config.EmbeddedTeacher)

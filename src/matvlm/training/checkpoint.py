@@ -36,24 +36,38 @@ class Progress:
     log: str
 
 
-def save(
-    folder: Path, progress: Progress, weights: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> None:
-    """Write a checkpoint of ``weights`` (by name) and of the AdamW state that belongs to them."""
+def tensors(weights: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """What a checkpoint of ``weights`` (by name) holds of them and of the AdamW state that belongs to them: the
+    tensors themselves, by file and name."""
     moments = {
-        f"{name}/{key}": optimizer.state[weight][key].detach().cpu()
+        f"{name}/{key}": optimizer.state[weight][key].detach()
         for name, weight in weights.items()
         for key in MOMENTS
         if weight in optimizer.state
     }
+    return {"weights": {name: weight.detach() for name, weight in weights.items()}, "optimizer": moments}
+
+
+def write(folder: Path, progress: Progress, found: dict[str, dict[str, Tensor]]) -> None:
+    """Write a checkpoint, of tensors on the CPU as `tensors` names them, and remove those that are too old.
+
+    Raises:
+        OSError: the disk is full, or the folder cannot be written to; what was there stays.
+    """
     with written_aside(folder / f"step-{progress.step:08d}") as aside:
-        save_file(_plain(weights), aside / "weights.safetensors")
-        save_file(moments, aside / "optimizer.safetensors")
+        for name, values in found.items():
+            save_file(values, aside / f"{name}.safetensors")
         hashes = {path.name: file_hash(path) for path in sorted(aside.iterdir())}
         state = {"files": hashes, "progress": vars(progress)}
         (aside / "state.json").write_text(json.dumps(state))
     for old in sorted(folder.glob("step-*"))[:-KEPT]:
         shutil.rmtree(old)
+
+
+def clear(folder: Path) -> None:
+    """Remove what a process that was killed had not finished writing."""
+    for left in folder.glob(".step-*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def load_newest(
@@ -130,7 +144,3 @@ def _fill(
 
 def _fused(optimizer: torch.optim.Optimizer) -> bool:
     return bool(optimizer.param_groups[0].get("fused"))
-
-
-def _plain(weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    return {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}

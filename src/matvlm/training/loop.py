@@ -11,9 +11,7 @@ its part of every batch, and the first one validates, logs and writes.
 
 from __future__ import annotations
 
-import csv
-import io
-import math
+import copy
 import os
 import sys
 import time
@@ -24,7 +22,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor, nn
 from transformers import get_wsd_schedule
 
@@ -32,29 +31,19 @@ from matvlm.config import Optimisation
 from matvlm.errors import Interrupted, UserError
 from matvlm.progress import progress
 from matvlm.provenance import Cost
-from matvlm.training import checkpoint, interrupt
+from matvlm.training import checkpoint, interrupt, ranks
+from matvlm.training.log import Log
 from matvlm.training.masters import Masters
 from matvlm.training.memory import advice
+from matvlm.training.writer import Writer
 
-LOG_COLUMNS = (
-    "step",
-    "tokens",
-    "loss",
-    "loss_prob",
-    "loss_layer",
-    "loss_ce",
-    "lr",
-    "grad_norm",
-    "seconds",
-    "val_kl",
-    "val_ce",
-)
 MAX_SKIPPED = 3
 """Steps on end that may go without an update because a gradient is not finite though the loss is."""
 
 
 class Task(Protocol):
-    """What the loop trains: a model, its data and its losses."""
+    """What the loop trains: a model, its data and its losses. One whose weights are shared out among processes has
+    a true attribute ``sharded``: all of them take part in its passes, validation included."""
 
     model: nn.Module
 
@@ -92,7 +81,7 @@ def train(
         cost: of the run, which is told what a run found in ``state`` has cost.
 
     Returns:
-        The text of log.csv, with the columns `LOG_COLUMNS`.
+        The text of log.csv, with the columns `matvlm.training.log.COLUMNS`.
 
     Raises:
         UserError: a loss that is not finite, or gradients that are not for more than `MAX_SKIPPED` steps on
@@ -108,10 +97,16 @@ def train(
     weights = masters.weights
     # Weights that are bfloat16 themselves need no autocast, which would only add conversions.
     mixed = settings.precision == "bfloat16" and all(weight is trained[name] for name, weight in weights.items())
-    accelerator = Accelerator(mixed_precision="bf16" if mixed else "no", cpu=on_cpu)
-    main, ranks = accelerator.is_main_process, accelerator.num_processes
-    if ranks > settings.batch_size:
-        raise UserError(f"batch_size {settings.batch_size} gives {ranks} processes nothing to do; use fewer")
+    ranks.open_group(on_cpu)
+    accelerator = Accelerator(
+        mixed_precision="bf16" if mixed else "no",
+        cpu=on_cpu,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=ranks.TIMEOUT)],
+    )
+    main, count = accelerator.is_main_process, accelerator.num_processes
+    validate = task.validate if main or getattr(task, "sharded", False) else dict
+    if count > settings.batch_size:
+        raise UserError(f"batch_size {settings.batch_size} gives {count} processes nothing to do; use fewer")
     torch.set_float32_matmul_precision("high" if settings.precision == "tf32" else "highest")
     optimizer = torch.optim.AdamW(
         parameter_groups(weights, settings.weight_decay),
@@ -126,15 +121,17 @@ def train(
         num_training_steps=settings.steps,
         min_lr_ratio=settings.min_learning_rate_ratio,
     )
+    if main:
+        checkpoint.clear(state)
     done = checkpoint.load_newest(state, weights, optimizer)
     masters.publish()
     log = Log(tensorboard if main else None, start=0 if done is None else done.step + 1)
     if done is None:
         done = checkpoint.Progress(step=0, tokens=0, seconds=0.0, scheduler={}, log="")
-        log.add(step=0, tokens=0, seconds=0.0, **(task.validate() if main else {}))
+        log.add(step=0, tokens=0, seconds=0.0, **validate())
     else:
         if cost is not None:
-            cost.before_s = done.seconds
+            cost.before_s += done.seconds  # a run of two stages has been here before
         scheduler.load_state_dict(done.scheduler)
         for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
@@ -146,88 +143,91 @@ def train(
 
     tokens, start, skipped = done.tokens, time.perf_counter() - done.seconds, 0
     step, unsaved = done.step, None
-    """The step under way, and the steps done if they are whole and in no checkpoint."""
+    """The step under way, and the steps done if they are whole, in the log and in no checkpoint."""
 
     def load(step: int) -> tuple[np.ndarray, list[dict[str, Any]]]:
-        rows = order(step)[accelerator.process_index :: ranks]
+        rows = order(step)[accelerator.process_index :: count]
         return rows, [task.batch(part, step) for part in _split(rows, settings.micro_batch_size)]
 
     def save(at: int) -> None:
         seconds = time.perf_counter() - start
         reached = checkpoint.Progress(at, tokens, seconds, _plain(scheduler.state_dict()), log.text())
-        checkpoint.save(state, reached, weights, optimizer)
+        writer.save(reached, weights, optimizer)
 
     bar = progress(range(done.step, settings.steps), title, initial=done.step, total=settings.steps)
-    try:
-        for step, (rows, batches) in zip(bar, _ahead(load, done.step, settings.steps), strict=True):
-            torch.manual_seed((seed << 32) + step)
-            counts = _reduce(accelerator, [task.counts(batch) for batch in batches])
-            parts: list[dict[str, Tensor]] = []
-            for batch in batches:
-                with accelerator.autocast():
-                    loss, named = task.losses(batch, counts)
-                accelerator.backward(loss)
-                masters.collect()
-                parts.append({name: value.detach() for name, value in {"loss": loss, **named}.items()})
-            _sum_gradients(accelerator, weights)
-            norm = nn.utils.clip_grad_norm_(weights.values(), settings.max_grad_norm)
-            finite = bool(torch.isfinite(norm))
-            skipped = 0 if finite else skipped + 1
-            means = {name: sum(part[name] for part in parts) for name in parts[0]}
-            # The norm is the same in all processes, the loss is each one's own part: they must end together.
-            if skipped > MAX_SKIPPED or any(_each(accelerator, not torch.isfinite(means["loss"]))):
-                found = f"loss {float(means['loss']):g} with gradient norm {float(norm):g} at step {step + 1}"
-                batch = _culprit(rows, parts, settings.micro_batch_size)
-                raise UserError(f"{title}: {found}, {batch}; the last good checkpoint is in {state}")
-            if not finite and main:
-                problem = f"no update at step {step + 1}: gradient norm {float(norm):g}"
-                print(f"warning: {title}: {problem}", file=sys.stderr)
-            rate = scheduler.get_last_lr()[0]
-            unsaved = None  # while weights change
-            if finite:
-                optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            masters.publish()
-            scheduler.step()
-            tokens += int(counts["tokens"])
+    with Writer(state) as writer:
+        ranks.resumes_from(state, writer.finish)
+        try:
+            for step, (rows, batches) in zip(bar, _ahead(load, done.step, settings.steps), strict=True):
+                torch.manual_seed((seed << 32) + step)
+                counts = _reduce(accelerator, [task.counts(batch) for batch in batches])
+                parts: list[dict[str, Tensor]] = []
+                for batch in batches:
+                    with accelerator.autocast():
+                        loss, named = task.losses(batch, counts)
+                    accelerator.backward(loss)
+                    masters.collect()
+                    parts.append({name: value.detach() for name, value in {"loss": loss, **named}.items()})
+                _sum_gradients(accelerator, weights)
+                norm = nn.utils.clip_grad_norm_(weights.values(), settings.max_grad_norm)
+                finite = bool(torch.isfinite(norm))
+                skipped = 0 if finite else skipped + 1
+                means = {name: sum(part[name] for part in parts) for name in parts[0]}
+                # The norm is the same in all processes, the loss is each one's own part: they must end together.
+                if skipped > MAX_SKIPPED or any(_each(accelerator, not torch.isfinite(means["loss"]))):
+                    found = f"loss {float(means['loss']):g} with gradient norm {float(norm):g} at step {step + 1}"
+                    batch = _culprit(rows, parts, settings.micro_batch_size)
+                    raise UserError(f"{title}: {found}, {batch}; the last good checkpoint is in {state}")
+                if not finite and main:
+                    problem = f"no update at step {step + 1}: gradient norm {float(norm):g}"
+                    print(f"warning: {title}: {problem}", file=sys.stderr)
+                rate = scheduler.get_last_lr()[0]
+                unsaved = None  # while weights change
+                if finite:
+                    optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                masters.publish()
+                scheduler.step()
+                tokens += int(counts["tokens"])
 
-            at = unsaved = step + 1
-            last = at == settings.steps
-            validates = last or at % settings.validate_every == 0
-            validated = task.validate() if validates and main else {}
-            if validates or at % settings.log_every == 0:
-                values = {name: float(accelerator.reduce(value, "sum")) for name, value in means.items()}
-                seconds = time.perf_counter() - start
-                log.add(
-                    step=at, tokens=tokens, lr=rate, grad_norm=float(norm), seconds=seconds, **values, **validated
-                )
-                bar.set_postfix(loss=f"{values['loss']:.4f}", **{k: f"{v:.4f}" for k, v in validated.items()})
-            stops = not last and any(_each(accelerator, interrupt.asked()))
-            if last or stops or at % settings.save_every == 0:
-                if main:
-                    save(at)
-                unsaved = None
-            if stops:
-                bar.close()
-                log.close()
-                accelerator.wait_for_everyone()  # one process that ends may take the others with it
-                where = f"step {at} of {settings.steps}; the state to resume from is in {state}"
-                raise Interrupted(f"{title}: interrupted at {where}")
-    except torch.OutOfMemoryError:
-        if main and unsaved is not None:
-            save(unsaved)
-        kept = f"; the state to resume from is in {state}" if any(state.glob("step-*")) else ""
-        raise UserError(f"{title}: out of GPU memory at step {step + 1}: {advice(settings)}{kept}") from None
+                at = step + 1
+                last = at == settings.steps
+                validates = last or at % settings.validate_every == 0
+                validated = validate() if validates else {}
+                if validates or at % settings.log_every == 0:
+                    values = {name: float(accelerator.reduce(value, "sum")) for name, value in means.items()}
+                    seconds = time.perf_counter() - start
+                    log.add(
+                        step=at,
+                        tokens=tokens,
+                        lr=rate,
+                        grad_norm=float(norm),
+                        seconds=seconds,
+                        **values,
+                        **validated,
+                    )
+                    bar.set_postfix(loss=f"{values['loss']:.4f}", **{k: f"{v:.4f}" for k, v in validated.items()})
+                unsaved = at  # once its row is in the log
+                stops = not last and any(_each(accelerator, interrupt.asked()))
+                if last or stops or at % settings.save_every == 0:
+                    if main:
+                        save(at)
+                    unsaved = None
+                if stops:
+                    bar.close()
+                    log.close()
+                    writer.finish()
+                    accelerator.wait_for_everyone()  # one process that ends may take the others with it
+                    where = f"step {at} of {settings.steps}; the state to resume from is in {state}"
+                    raise Interrupted(f"{title}: interrupted at {where}")
+        except torch.OutOfMemoryError:
+            if main and unsaved is not None:
+                save(unsaved)
+            writer.finish()
+            kept = f"; the state to resume from is in {state}" if any(state.glob("step-*")) else ""
+            raise UserError(f"{title}: out of GPU memory at step {step + 1}: {advice(settings)}{kept}") from None
     log.close()
     return log.text()
-
-
-def leave() -> None:
-    """Wait until all processes of a run have done their work, the first one's writing included, and part."""
-    processes = PartialState()
-    processes.wait_for_everyone()
-    if processes.num_processes > 1:
-        processes.destroy_process_group()
 
 
 def parameter_groups(weights: dict[str, nn.Parameter], weight_decay: float) -> list[dict]:
@@ -236,47 +236,6 @@ def parameter_groups(weights: dict[str, nn.Parameter], weight_decay: float) -> l
     vectors = [w for w in weights.values() if w.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
-
-
-class Log:
-    """Rows of log.csv, held in memory and kept in each checkpoint; also sent to TensorBoard if asked for, which
-    is told to forget what an interrupted run sent from step ``start`` on."""
-
-    def __init__(self, tensorboard: Path | None, start: int = 0) -> None:
-        self.rows: list[dict[str, str]] = []
-        self.writer = None
-        if tensorboard is not None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writer = SummaryWriter(str(tensorboard), purge_step=start)
-
-    def add(self, step: int, **values: float) -> None:
-        """One row; columns not given stay empty, seconds and losses are rounded to what is meaningful."""
-        row = {"step": str(step)} | {name: _number(value) for name, value in values.items()}
-        self.rows.append(row)
-        if self.writer is not None:
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, step)
-
-    def text(self) -> str:
-        stream = io.StringIO()
-        writer = csv.DictWriter(stream, LOG_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        return stream.getvalue()
-
-    def restore(self, text: str) -> None:
-        self.rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(io.StringIO(text))]
-
-    def close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
-
-
-def _number(value: float) -> str:
-    if isinstance(value, int):
-        return str(value)
-    return f"{value:.8g}" if math.isfinite(value) else str(value)
 
 
 def _split(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:
@@ -332,5 +291,7 @@ def _sum_gradients(accelerator: Accelerator, weights: dict[str, nn.Parameter]) -
 
 
 def _plain(state: dict) -> dict:
-    """A scheduler's state as JSON can hold it."""
-    return {key: [{}] * len(value) if key == "lr_lambdas" else value for key, value in state.items()}
+    """A scheduler's state as JSON can hold it, which no later step changes."""
+    return copy.deepcopy(
+        {key: [{}] * len(value) if key == "lr_lambdas" else value for key, value in state.items()}
+    )

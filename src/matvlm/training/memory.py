@@ -9,6 +9,7 @@ import torch
 
 from matvlm.config import Optimisation
 from matvlm.errors import UserError
+from matvlm.training.ranks import count
 
 
 @contextmanager
@@ -54,6 +55,8 @@ def advice(settings: Optimisation) -> str:
         options.append(
             f"head_chunk: {settings.head_chunk // 2} (now {settings.head_chunk}) halves the logits held"
         )
+    if getattr(settings, "shard_frozen", True) is False and count() > 1:
+        options.append(f"shard_frozen: true leaves each process about 1/{count()} of the frozen weights")
     if settings.precision != "bfloat16":
         options.append("precision: bfloat16 halves what is held")
     return ", or ".join(options) or "neither micro_batch_size nor precision can be smaller; use a larger GPU"
