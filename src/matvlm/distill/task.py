@@ -19,6 +19,7 @@ from matvlm.distill import losses
 from matvlm.distill.forward import Needs, points_of
 from matvlm.distill.gradients import settle
 from matvlm.distill.head import head_sums
+from matvlm.distill.recompute import checkpointed
 from matvlm.distill.targets import Online, Source, Targets
 from matvlm.errors import UserError
 from matvlm.models.forward import embed, language_pass
@@ -63,12 +64,19 @@ def select_trainable(student: LlavaForConditionalGeneration) -> list[str]:
     return sorted(name for name, weight in student.named_parameters() if weight.requires_grad)
 
 
-def compile_layers(text: nn.Module) -> None:
-    """Compile what a language model's attention layers compute, but not their calls: hooks and gradient
-    checkpoints stay outside, so that all layers share one graph. Mixers have kernels of their own."""
+def compile_layers(text: nn.Module, gradient_checkpointing: bool = False) -> None:
+    """Compile what a language model's attention layers compute, but not their calls: hooks stay outside, so that
+    all layers share one graph. Mixers have kernels of their own.
+
+    Args:
+        gradient_checkpointing: whether the layers keep no more than `matvlm.distill.recompute` says; their calls
+            then have no checkpoints of their own.
+    """
     for layer in text.layers:
         if not hasattr(layer, "mamba"):
-            layer.forward = torch.compile(layer.forward)
+            forward = checkpointed(layer.forward) if gradient_checkpointing else layer.forward
+            layer.forward = torch.compile(forward)
+            layer.gradient_checkpointing = False
 
 
 class DistillTask:
@@ -96,12 +104,12 @@ class DistillTask:
         settings = objective.settings
         self.divergence = losses.release_prob if settings.reduction == "release" else losses.prob_divergence
         text = student.model.language_model
-        if settings.compile:
-            compile_layers(text)
-            self.divergence = torch.compile(self.divergence)
         if settings.gradient_checkpointing:
             text.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             text.disable_input_require_grads()  # which it turns on; the embeddings learn nothing
+        if settings.compile:
+            compile_layers(text, settings.gradient_checkpointing)
+            self.divergence = torch.compile(self.divergence)
         rows = np.arange(min(len(validation[0]), settings.validation_rows))
         size = min(VALIDATION_BATCH, settings.micro_batch_size)
         self.validation = [
