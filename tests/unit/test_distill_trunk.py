@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import prompt
 from torch import nn
 from transformers.activations import ACT2FN
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from matvlm.distill.task import select_trainable
 from matvlm.distill.trunk import SCAN, load_teacher, place, teacher_of
@@ -78,6 +79,21 @@ def test_phis_activation_is_one_kernel_and_the_same_function():
     torch.testing.assert_close(model["mlp"]["activation_fn"](x), before)
     assert type(model["mlp"]["activation_fn"]) is type(ACT2FN["gelu_pytorch_tanh"])
     assert isinstance(model["other"], nn.ReLU)
+
+
+def test_llamas_norm_is_one_operation_and_the_same_function():
+    torch.manual_seed(0)
+    plain = LlamaRMSNorm(96, eps=1e-3)
+    plain.weight.data.normal_()
+    x, slope = torch.randn(5, 7, 96, requires_grad=True), torch.randn(5, 7, 96)
+    model = nn.ModuleDict({"norm": plain})
+    before = plain(x)
+    wanted = torch.autograd.grad((before * slope).sum(), (x, plain.weight))
+    place(model, CPU, torch.float32)
+    assert isinstance(model["norm"], nn.RMSNorm)
+    assert model["norm"].weight is plain.weight
+    torch.testing.assert_close(model["norm"](x), before)
+    torch.testing.assert_close(torch.autograd.grad((model["norm"](x) * slope).sum(), (x, plain.weight)), wanted)
 
 
 def test_a_head_that_is_tied_to_the_embedding(small):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.activations import ACT2FN, NewGELUActivation
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from matvlm.errors import UserError
 from matvlm.models.folder import check_folder, read_config, stored_tensors
@@ -25,21 +26,27 @@ SCAN = ("A_log", "dt_bias", "D")
 
 def place(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Move a model to ``device``, its weights as ``dtype`` but for those of `SCAN`, one by one; returns it, with
-    `fuse_activations` done."""
+    `fuse_operations` done."""
     for name, weight in model.named_parameters():
         kept = torch.float32 if name.rpartition(".")[2] in SCAN else dtype
         weight.data = weight.data.to(device, kept)
-    fuse_activations(model)
+    fuse_operations(model)
     return model.to(device)  # buffers, in their own type
 
 
-def fuse_activations(model: nn.Module) -> None:
-    """Phi-2's ``gelu_new`` is eight operations in the library, of which most keep what they read for the backward
-    pass. torch has the same function as one."""
+def fuse_operations(model: nn.Module) -> None:
+    """What the library computes by many operations, most of which keep what they read for the backward pass, torch
+    has as one of the same formula: Phi-2's ``gelu_new``, and the RMSNorm of Llama, whose weight stays the same
+    tensor. In bfloat16 the latter rounds once and not twice."""
     for module in model.modules():
         for name, child in module.named_children():
             if isinstance(child, NewGELUActivation):
                 setattr(module, name, ACT2FN["gelu_pytorch_tanh"])
+            elif isinstance(child, LlamaRMSNorm):
+                with torch.device("meta"):
+                    norm = nn.RMSNorm(len(child.weight), child.variance_epsilon)
+                norm.weight = child.weight
+                setattr(module, name, norm)
 
 
 def load_teacher(folder: Path, student: LlavaForConditionalGeneration) -> LlavaForConditionalGeneration:
@@ -72,7 +79,7 @@ def teacher_of(
 def _blank(config: LlavaConfig) -> LlavaForConditionalGeneration:
     with torch.device("meta"):
         model = new_model(config)
-    fuse_activations(model)
+    fuse_operations(model)
     return model
 
 
