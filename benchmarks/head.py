@@ -6,8 +6,8 @@
 
 KL(teacher || student) of last hidden states (positions, width) of both models through one frozen head without
 bias, and its gradient of the student's. `ours` is `matvlm.distill.head` with chunks of --chunk positions,
-`compiled` the same with the divergence compiled, as `distill.compile` has it, `liger` is `LigerFusedLinearJSD` with
-beta 0, which is that KL, and `whole` holds the logits of all positions in float32. The kinds take turns in each
+`compiled` the same with the divergence compiled, as `distill.compile` has it, `liger` is `LigerFusedLinearJSD`,
+beta being 0, that KL, and `whole` holds the logits of all positions in float32. The kinds take turns in each
 repeat. Memory is the allocator's peak beyond what was there before; on a CPU it is empty.
 """
 
