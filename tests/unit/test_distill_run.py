@@ -88,6 +88,35 @@ def test_resume_equals_no_interruption_bit_for_bit(small, cache, tmp_path, monke
     assert log_of(one) == log_of(other)
 
 
+@pytest.mark.parametrize(
+    "device",
+    [
+        "cpu",
+        pytest.param(
+            "cuda",
+            marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")],
+        ),
+    ],
+)
+def test_a_deterministic_run_is_the_same_bits_each_time_and_resumed(small, tmp_path, capsys, device):
+    settings = {"deterministic": True, "precision": "bfloat16"}
+    options = {"cache": None, "cache_settings": None, "device": device, "settings": settings}
+    one, other = tmp_path / "one" / "out", tmp_path / "other" / "out"
+    for out in (one, other):
+        assert run.main(arguments(small, out, **options)) == 0
+    same = (one / "model.safetensors").read_bytes()
+    assert (other / "model.safetensors").read_bytes() == same
+    assert log_of(one) == log_of(other)
+    (state,) = other.with_name("state").iterdir()
+    shutil.rmtree(max(state.glob("step-*")))
+    shutil.rmtree(other)
+    capsys.readouterr()
+    assert run.main(arguments(small, other, **options)) == 0
+    assert "resumed at step 4 of 5" in capsys.readouterr().err
+    assert (other / "model.safetensors").read_bytes() == same
+    assert log_of(one) == log_of(other)
+
+
 def test_what_a_run_writes(small, cache, tmp_path):
     out = tmp_path / "out"
     assert run.main(arguments(small, out, tensorboard=tmp_path / "tb")) == 0

@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     depends = _cache_fingerprint(args)
     objective = Objective.of(args.loss, args.divergence, settings)
     reader = None if depends is None else _open_cache(args, depends, objective)
-    device = pick_training_device(args.device)
+    device = pick_training_device(args.device, settings.deterministic)
     if settings.shard_frozen:
         check_sharding(settings, count())
         open_group(on_cpu=device.type == "cpu")
@@ -170,7 +170,7 @@ def _check_start(folder: Path, cell: dict[str, object], teacher: Path) -> None:
 def _decisive(settings: config.Distillation) -> dict:
     """What of the settings a run's results depend on, by more than rounding and the draws of dropout: a run that
     stopped for want of memory goes on where it was with a smaller micro-batch."""
-    how = {"gradient_checkpointing", "head_chunk", "compile", "shard_frozen"}
+    how = {"gradient_checkpointing", "head_chunk", "compile", "deterministic", "shard_frozen"}
     if settings.reduction == "token":  # the release's losses are norms and means of each micro-batch
         how.add("micro_batch_size")
     return settings.model_dump(mode="json", exclude=how)

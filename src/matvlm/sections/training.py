@@ -105,6 +105,9 @@ class Distillation(Optimisation):
     compile: Flag = False
     """Compile attention layers and divergence by torch.compile: faster on a GPU after a minute, slower for few
     steps."""
+    deterministic: Flag = False
+    """Use only kernels that give the same bits each time: a run that is resumed on a GPU then is the one that was
+    not interrupted, bit for bit. Slower; on a CPU it always is so."""
     shard_frozen: Flag = False
     """Share the frozen layers out among the processes of a run (FSDP2), for models that do not fit one GPU; needs
     several processes. Changes memory and speed, not results."""

@@ -43,13 +43,19 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def pick_training_device(name: str) -> torch.device:
-    """As `pick_device`, for what has a backward pass.
+def pick_training_device(name: str, deterministic: bool = False) -> torch.device:
+    """As `pick_device`, for what has a backward pass; ``deterministic``: by kernels that give the same bits each
+    time, where there are such.
 
     cuDNN's attention is switched off: its backward gave gradients that were not a number for batches whose loss
     was fine (bf16, head size 32, cuDNN of torch 2.11 on an H100). The flash kernel takes its place.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    # Only warned of is cumsum, of short rows, which are added up in one order.
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
     return pick_device(name)
 
 
