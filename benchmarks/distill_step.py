@@ -237,6 +237,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.one:
         together(measure_one)(args)
         return
+    if args.variants == ["release"] and 1 not in args.gpus:
+        raise UserError("--gpus: the release's step is measured on one GPU; add 1, or --variants ours")
     device = pick_training_device(args.device)
     if device.type == "cuda" and max(args.gpus) > (there := torch.cuda.device_count()):
         raise UserError(f"--gpus: {max(args.gpus)} is more than this machine has, {there}")
@@ -249,7 +251,10 @@ def main(argv: list[str] | None = None) -> None:
     ):
         if variant == "release" and gpus > 1:
             continue
-        words = [*(sys.argv[1:] if argv is None else argv), "--one", variant, str(size), str(gpus)]
+        words = list(sys.argv[1:] if argv is None else argv)
+        if gpus == 1:  # all on one GPU, of which there may be several
+            words += ["--device", str(device)]
+        words += ["--one", variant, str(size), str(gpus)]
         found = dict.fromkeys(MEASURED, "") | start(words, gpus)
         found |= {"variant": variant, "gpus": gpus, "micro_batch": size, "repeat": repeat}
         setting["compile"] = args.compile and variant == "ours"

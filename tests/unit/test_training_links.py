@@ -110,6 +110,7 @@ def test_processes_that_do_not_find_each_other(monkeypatch, capsys):
     command = one_line(ranks.together(lambda: pytest.fail("begun")))
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.delenv("MASTER_PORT")
     assert command() == 2
     with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as taken:
@@ -119,6 +120,18 @@ def test_processes_that_do_not_find_each_other(monkeypatch, capsys):
     first, second = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert first == "error: MASTER_PORT: not set, but WORLD_SIZE says that 2 processes share this run"
     assert second.startswith(f"error: 127.0.0.1:{port}: the processes of this run do not find each other: Dist")
+
+
+def test_one_that_waits_for_the_others_can_be_stopped(monkeypatch):
+    """By a signal, which sets this; where they meet, it waits for longer than a cluster would."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 2, "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    asked = iter([False] * 4)
+    monkeypatch.setattr(interrupt, "asked", lambda: next(asked, True))
+    with pytest.raises(Interrupted, match="interrupted while waiting for all 2 processes"):
+        ranks._join()
 
 
 def test_one_process_runs_as_it_is(monkeypatch):

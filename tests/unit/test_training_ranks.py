@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -18,7 +19,7 @@ from test_training_loop import run as regression
 
 from matvlm.distill import run
 from matvlm.errors import UserError
-from matvlm.training import checkpoint, loop
+from matvlm.training import checkpoint, device, loop
 from matvlm.training.device import pick_device
 
 pytestmark = pytest.mark.processes
@@ -129,11 +130,23 @@ def test_jobs_side_by_side_are_spread_over_the_gpus(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
-    assert [str(pick_device("auto")) for _ in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    found = []
+    for _ in range(3):
+        device._turn.cache_clear()  # as another process
+        found += [str(pick_device("auto")), str(pick_device("auto"))]
+    assert found == ["cuda:0", "cuda:0", "cuda:1", "cuda:1", "cuda:0", "cuda:0"]
     assert str(pick_device("cuda")) == "cuda"
+    device._turn.cache_clear()
     (counter,) = tmp_path.iterdir()
     counter.write_text("spoilt")
-    assert str(pick_device("auto")) == "cuda:0"
+    assert device.next_ticket(counter) == 0
+    # What is not a file of ours is left alone, and ends nothing.
+    kept, link = tmp_path / "kept", tmp_path / "link"
+    kept.write_text("7")
+    link.symlink_to(kept)
+    for place in (link, tmp_path, tmp_path / "missing" / "file"):
+        assert device.next_ticket(place) == os.getpid()
+    assert kept.read_text() == "7"
 
 
 @pytest.mark.parametrize(("visible", "expected"), [(4, "cuda:3"), (1, "cuda:0")])

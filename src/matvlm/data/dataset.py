@@ -261,7 +261,7 @@ def _read_images(paths: list[str], root: Path, processor: BaseImageProcessor, wo
         images[index] = np.asarray(open_image(paths[index], root).resize(shape, resample))
 
     with ThreadPoolExecutor(max(workers, 1)) as pool:
-        apart = not _is_small(paths[:SAMPLE], root)
+        apart = not _is_small(paths[:: -(-len(paths) // SAMPLE) or 1], root)
         done = (pool.map if apart else map)(read, range(len(paths)))
         for _ in progress(done, f"images of {root.name}", total=len(paths)):
             pass

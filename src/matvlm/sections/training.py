@@ -35,7 +35,8 @@ class Optimisation(Model):
     max_grad_norm: PositiveFloat = 1.0
     """Norm that the gradient of all weights together is clipped to."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-    """tf32: float32 with TensorFloat-32 matrix products on a GPU. bfloat16: autocast over float32 weights."""
+    """tf32: float32 with TensorFloat-32 matrix products on a GPU. bfloat16: autocast over float32 weights; where
+    adapters are trained, bfloat16 weights with float32 copies of those that are trained."""
     log_every: PositiveInt = 1
     """Steps between rows of log.csv."""
     validate_every: PositiveInt = 10

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -36,8 +37,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
         torch.cuda.set_device(device)
     elif choose and device.type == "cuda" and torch.cuda.device_count() > 1:
-        counter = Path(tempfile.gettempdir()) / f"matvlm-gpu-{os.getuid()}"
-        device = torch.device("cuda", next_ticket(counter) % torch.cuda.device_count())
+        device = torch.device("cuda", _turn() % torch.cuda.device_count())
         torch.cuda.set_device(device)
     check_choice(device)
     return device
@@ -59,14 +59,24 @@ def pick_training_device(name: str, deterministic: bool = False) -> torch.device
     return pick_device(name)
 
 
+@cache
+def _turn() -> int:
+    """This process's number among those of the user that have asked on this machine."""
+    return next_ticket(Path(tempfile.gettempdir()) / f"matvlm-gpu-{os.getuid()}")
+
+
 def next_ticket(counter: Path) -> int:
-    """0, 1, 2, … of all processes that ask with the same file; 0 again where it holds something else."""
-    with counter.open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        text = file.read()
-        ticket = int(text) if text.isascii() and text.isdigit() else 0
-        file.seek(0)
-        file.truncate()
-        file.write(str(ticket + 1))
+    """0, 1, 2, … of all processes that ask with the same file; any number where it cannot be had at once."""
+    try:
+        # The folder may be everybody's: a link, and what is another user's, is left alone.
+        place = os.open(counter, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+        with open(place, "r+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            text = file.read(20)
+            ticket = int(text) if text.isascii() and text.isdigit() else 0
+            file.seek(0)
+            file.truncate()
+            file.write(str(ticket + 1))
+    except (OSError, ValueError):
+        return os.getpid()
     return ticket

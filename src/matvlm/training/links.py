@@ -29,6 +29,8 @@ JOIN = timedelta(minutes=10)
 GRACE_S = 5.0
 """Seconds that a process has to end by itself after another one has failed. One that waits for it on a GPU never
 would."""
+GREETING_S, GREETING_BYTES = 2.0, 200
+"""What a new connection has to say who it is."""
 KEY = "matvlm/links"
 KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}
 """Seconds and counts after which the system gives up on a machine that does not answer."""
@@ -100,10 +102,11 @@ class Links:
                 self._send({"from": other, "error": error})
         self._heard.set()
         if not self._left.wait(GRACE_S):
-            with contextlib.suppress(OSError):
+            try:
                 self.settle()
-            print(f"error: {self.lost()}", file=sys.stderr, flush=True)
-            os._exit(1)
+                print(f"error: {self.lost()}", file=sys.stderr, flush=True)
+            finally:
+                os._exit(1)
 
     def _send(self, word: dict) -> None:
         for link in self._links.values():
@@ -114,11 +117,13 @@ class Links:
 def _gather(store: Store, size: int) -> dict[int, socket.socket]:
     """The first process's connections, by rank."""
     token, links = secrets.token_hex(16), {}
-    with socket.create_server(("", 0), backlog=size) as server:
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    with socket.create_server(("", 0), family=family, backlog=size, dualstack_ipv6=dual) as server:
         store.set(KEY, json.dumps({"port": server.getsockname()[1], "host": _own_address(), "token": token}))
         server.settimeout(0.2)
         try:
-            for _ in _patience(f"{size - 1} other processes"):
+            for _ in patience(f"{size - 1} other processes"):
                 with contextlib.suppress(TimeoutError):
                     link, _ = server.accept()
                     if (rank := _greeting(link, token)) is not None:
@@ -137,9 +142,14 @@ def _gather(store: Store, size: int) -> dict[int, socket.socket]:
 
 def _greeting(link: socket.socket, token: str) -> int | None:
     """The rank that a new connection names; none if it is somebody else's."""
-    link.settimeout(2)
+    end, line = time.monotonic() + GREETING_S, b""
     try:
-        word = json.loads(link.makefile("r", encoding="utf-8").readline())
+        while not line.endswith(b"\n") and len(line) < GREETING_BYTES:
+            link.settimeout(max(end - time.monotonic(), 1e-3))
+            if not (more := link.recv(GREETING_BYTES - len(line))):
+                break
+            line += more
+        word = json.loads(line)
         if word["token"] == token:
             return int(word["rank"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -150,12 +160,20 @@ def _greeting(link: socket.socket, token: str) -> int | None:
 
 def _reach(store: Store, rank: int) -> socket.socket:
     """Another process's connection to the first one."""
-    for _ in _patience("process 0"):
+    try:
+        return _connect(store, rank)
+    except (OSError, RuntimeError) as error:  # of the store too
+        first = str(error).partition("\n")[0]
+        raise Abandoned(f"process 0 of this run is not to be reached any more: {first}") from None
+
+
+def _connect(store: Store, rank: int) -> socket.socket:
+    for _ in patience("process 0"):
         if store.check([KEY]):
             break
         time.sleep(0.1)
     place = json.loads(store.get(KEY))
-    for _ in _patience("process 0"):
+    for _ in patience("process 0"):
         for host in (os.environ["MASTER_ADDR"], place["host"]):
             try:
                 link = socket.create_connection((host, place["port"]), timeout=5)
@@ -167,7 +185,7 @@ def _reach(store: Store, rank: int) -> socket.socket:
         break
     link.sendall((json.dumps({"rank": rank, "token": place["token"]}) + "\n").encode())
     link.settimeout(0.2)
-    for _ in _patience("all processes"):
+    for _ in patience("all processes"):
         with contextlib.suppress(TimeoutError):
             if link.recv(1) != b"!":
                 raise Abandoned("another process ended before all were there; its log says why")
@@ -176,7 +194,7 @@ def _reach(store: Store, rank: int) -> socket.socket:
     return link
 
 
-def _patience(what: str) -> Iterator[None]:
+def patience(what: str) -> Iterator[None]:
     """Turns of a loop that waits for something: as many as `JOIN` allows, and until told to stop."""
     end = time.monotonic() + JOIN.total_seconds()
     while time.monotonic() < end:
@@ -196,7 +214,10 @@ def _settle(link: socket.socket) -> None:
 
 def _own_address() -> str:
     """This machine's address as the others see it, if MASTER_ADDR is not this machine."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
-        probe.connect((os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])))  # sends nothing
-        return probe.getsockname()[0]
+    with contextlib.suppress(OSError):
+        place = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+        family, kind, _, _, address = socket.getaddrinfo(*place, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)  # sends nothing
+            return probe.getsockname()[0]
     return socket.gethostname()

@@ -124,6 +124,8 @@ def train(
     if main:
         checkpoint.clear(state)
     done = checkpoint.load_newest(state, weights, optimizer)
+    if len(set(_each(accelerator, 0 if done is None else done.step))) > 1:
+        raise UserError(f"{state}: processes find different checkpoints here; it must be one folder for all nodes")
     masters.publish()
     log = Log(tensorboard if main else None, start=0 if done is None else done.step + 1)
     if done is None:
@@ -138,8 +140,6 @@ def train(
         log.restore(done.log)
         if main:
             print(f"{title}: resumed at step {done.step} of {settings.steps}", file=sys.stderr)
-    if len(set(_each(accelerator, done.step))) > 1:
-        raise UserError(f"{state}: processes find different checkpoints here; it must be one folder for all nodes")
 
     tokens, start, skipped = done.tokens, time.perf_counter() - done.seconds, 0
     step, unsaved = done.step, None
@@ -156,7 +156,7 @@ def train(
 
     bar = progress(range(done.step, settings.steps), title, initial=done.step, total=settings.steps)
     with Writer(state) as writer:
-        ranks.resumes_from(state, writer.finish)
+        ranks.resumes_from(state, writer.settle)
         try:
             for step, (rows, batches) in zip(bar, _ahead(load, done.step, settings.steps), strict=True):
                 torch.manual_seed((seed << 32) + step)

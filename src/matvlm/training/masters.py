@@ -31,14 +31,19 @@ class Masters:
     def collect(self) -> None:
         """After a backward pass: take its gradients over and away from the model."""
         found = [(parameter, master) for parameter, master in self._pairs if parameter.grad is not None]
-        for _, master in found:
-            if master.grad is None:
-                master.grad = torch.zeros_like(master)
-        if found:
-            # All at once: one by one, hundreds of small kernels would be launched.
-            torch._foreach_add_([m.grad for _, m in found], [parameter.grad for parameter, _ in found])
-        for parameter, _ in found:
+        if not found:
+            return
+        # All at once: one by one, hundreds of small kernels would be launched.
+        gradients = [torch.empty_like(master) for _, master in found]
+        torch._foreach_copy_(gradients, [parameter.grad for parameter, _ in found])
+        held = [master.grad for _, master in found if master.grad is not None]
+        if held:
+            more = zip(found, gradients, strict=True)
+            torch._foreach_add_(held, [part for (_, master), part in more if master.grad is not None])
+        for (parameter, master), gradient in zip(found, gradients, strict=True):
             parameter.grad = None
+            if master.grad is None:
+                master.grad = gradient
 
     @torch.no_grad()
     def publish(self) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from datetime import timedelta
 from pathlib import Path
 
@@ -17,11 +19,14 @@ from accelerate import PartialState
 from torch import distributed
 
 from matvlm.errors import Abandoned, Interrupted, UserError
-from matvlm.training.links import JOIN, Links
+from matvlm.training.links import JOIN, Links, patience
 
 TIMEOUT = timedelta(minutes=30)
 """How long a process waits in a collective, while the first one validates or writes the model. That another has
 ended it learns at once, by other means."""
+VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK")
+"""Of torch.distributed, beside RANK and WORLD_SIZE. Without the last, accelerate takes each process for the only
+one."""
 PATIENCE_S = 3.0
 """Seconds that a collective's error may come before the news of the process that caused it."""
 _links: Links | None = None
@@ -98,15 +103,28 @@ def _join() -> Links:
         Abandoned, Interrupted: not all have come; see `Links`.
     """
     global _links, _store
-    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]:
+    if missing := [name for name in VARIABLES if not os.environ.get(name)]:
         raise UserError(f"{missing[0]}: not set, but WORLD_SIZE says that {count()} processes share this run")
+    met = Future()
+    # It waits for all processes, and hears no signal meanwhile.
+    threading.Thread(target=_meet, args=(met,), daemon=True).start()
+    for _ in patience(f"all {count()} processes"):
+        if wait([met], timeout=0.2).done:
+            break
     try:
-        _store, rank, size = next(distributed.rendezvous("env://", timeout=JOIN))
+        _store, rank, size = met.result()
     except RuntimeError as error:
-        place = ":".join(os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT"))
+        place = ":".join(os.environ[name] for name in VARIABLES[:2])
         raise Abandoned(f"{place}: the processes of this run do not find each other: {_words(error)}") from None
     _links = Links(_store, rank, size)
     return _links
+
+
+def _meet(met: Future) -> None:
+    try:
+        met.set_result(next(distributed.rendezvous("env://", timeout=JOIN)))
+    except RuntimeError as error:
+        met.set_exception(error)
 
 
 def _words(error: BaseException) -> str:

@@ -7,7 +7,7 @@ writer, and one write at a time: what a training holds for it are the trained we
 from __future__ import annotations
 
 import sys
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
 
@@ -44,8 +44,9 @@ class Writer:
         self.finish()
         tensors = checkpoint.tensors(weights, optimizer)
         snapshot = {kind: self._copy(kind, found) for kind, found in tensors.items()}
-        if any(tensor.is_cuda for found in tensors.values() for tensor in found.values()):
-            torch.cuda.current_stream().synchronize()
+        for device in {tensor.device for found in tensors.values() for tensor in found.values()}:
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
         self._pending = self._pool.submit(checkpoint.write, self.folder, progress, snapshot)
 
     def finish(self) -> None:
@@ -54,9 +55,16 @@ class Writer:
         Raises:
             OSError: it went wrong; raised once.
         """
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+        if self._pending is not None:
+            try:
+                self._pending.result()
+            finally:
+                self._pending = None
+
+    def settle(self) -> None:
+        """Wait for the write under way, however it ends; from any thread."""
+        if (pending := self._pending) is not None:
+            wait([pending])
 
     def __enter__(self) -> Writer:
         return self
