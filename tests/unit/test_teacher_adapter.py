@@ -95,6 +95,7 @@ def test_two_stages_train_what_they_should(language, small, tmp_path, capsys):
     assert teacher.lm_head.weight is teacher.get_input_embeddings().weight
     record = json.loads((tmp_path / "teacher/provenance.json").read_text())
     assert record["made_of"]["adapter"]["step"] == "train_adapter"
+    assert record["cost"].keys() == record["made_of"]["adapter"]["cost"].keys()
     # Finished stages are not trained again, and make the same files.
     again = tmp_path / "again" / "adapter"
     again.parent.mkdir()

@@ -143,6 +143,13 @@ def student_files(kind, name, cells):
     ]
 
 
+def adapter_record(teacher):
+    """The record of what a language model is joined with: trained here, or given."""
+    if teacher.trained_here:
+        return "<run>/adapter/provenance.json"
+    return f"{teacher.adapter}/provenance.json"
+
+
 def collected_files(kind, cells):
     """What one kind of CSV file is collected from, for these cells."""
     profiles = [f"<run>/profile/{subject}.json" for subject in SUBJECTS]
@@ -151,6 +158,8 @@ def collected_files(kind, cells):
     results = ["<run>/eval/teacher/results.json"]
     results += student_files("eval/student", "results.json", cells)
     records = student_files("distill", "provenance.json", cells)
+    if PRESET.teacher.source == "smollm2":
+        records.append(adapter_record(PRESET.teacher))
     return {
         "eval": results,
         "train": student_files("distill", "log.csv", cells),

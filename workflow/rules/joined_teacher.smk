@@ -66,11 +66,7 @@ if PRESET.teacher.trained_here:
 rule join_teacher:
     input:
         language="<run>/language/provenance.json",
-        adapter=(
-            "<run>/adapter/provenance.json"
-            if PRESET.teacher.trained_here
-            else f"{PRESET.teacher.adapter}/provenance.json"
-        ),
+        adapter=adapter_record(PRESET.teacher),
     output:
         "<run>/teacher/provenance.json",
     log:

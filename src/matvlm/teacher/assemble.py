@@ -21,6 +21,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.add_argument(name, type=Path, required=True)
     args = parser.parse_args(argv)
     settings = config.parse_settings(config.JoinedTeacher, args.settings)
+    cost = provenance.Cost()
     given = check_folder(args.language)
     model, processor = join_given(settings, args.language, seed=0)
     trained = apply_adapter(model, args.adapter, settings.training.lora)
@@ -32,6 +33,7 @@ def main(argv: list[str] | None = None) -> None:
             "adapter": trained,
         },
         "provenance": provenance.describe(settings.model_dump(mode="json")),
+        "cost": cost.finish(),
     }
     save_model(model.eval(), args.out, record, processor=processor)
 
