@@ -10,7 +10,6 @@ the process held when its libraries were imported. Writes results/benchmarks/con
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import subprocess
@@ -18,6 +17,8 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+
+from matvlm.files import csv_text, write_text
 
 TEXT = {"hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 32, "num_attention_heads": 32}
 VISION = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
@@ -45,11 +46,7 @@ def main() -> None:
             command = [sys.executable, __file__, "--one", *map(str, words)]
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             rows.append({"way": way, **json.loads(done.stdout.splitlines()[-1])})
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with open(args.out, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_text(args.out, csv_text(COLUMNS, rows))
     print(args.out.read_text(encoding="utf-8"))
 
 

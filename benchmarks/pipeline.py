@@ -8,7 +8,6 @@ else. Writes results/benchmarks/pipeline.csv; exit status 1 if the bar is missed
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import statistics
 import subprocess
@@ -17,6 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from matvlm.files import csv_text, write_text
 from matvlm.provenance import device_name
 from slurm import ROOT, slurm
 
@@ -46,10 +46,7 @@ def main() -> int:
                 seconds = measure(folder, [*options, f"--cores={cores}"], args.preset, conf)
                 rows.append({"way": way, "repeat": repeat, "wall_s": round(seconds, 1), **made})
                 print(rows[-1], file=sys.stderr)
-    with open(args.out, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_text(args.out, csv_text(rows[0], rows))
     local, through = (statistics.median(row["wall_s"] for row in rows if row["way"] == way) for way in WAYS)
     print(f"{through:.1f} s through Slurm, {local:.1f} s without: {through / local:.2f} times, bar {BAR}")
     return 0 if through <= BAR * local else 1

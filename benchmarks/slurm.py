@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import math
 import os
 import shutil
@@ -26,6 +25,8 @@ from collections import Counter
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+
+from matvlm.files import csv_text, write_text
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "tests/slurm/cluster.py"
@@ -73,11 +74,7 @@ def main() -> int:
             ]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with open(args.out, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, COLUMNS + CONTEXT, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_text(args.out, csv_text(COLUMNS + CONTEXT, rows))
     text, good = verdict(rows, bench.poll)
     print(text)
     return 0 if good else 1
