@@ -10,8 +10,9 @@ k. A k of the vocabulary's size or more is everything.
 Time: seconds of a training step of the last student, all three losses, as the training loop takes it, with the
 next batch read beside. `step_s` is the mean over a run's steps but the first and last, so that waiting for a shard
 counts; the kinds of cache take turns in every repeat, and a ratio is that to `online` of the same repeat. `mapped`
-reads rows in any order, `whole` shard after shard. `cpu_s` is processor time a step, what is read beside included:
-on a machine that others use too, it is what can be compared.
+reads rows in any order, `whole` shard after shard. `full` is all logits of the split: of a large vocabulary, more
+than a disk may have (--modes topk). `cpu_s` is processor time a step, what is read beside included: on a machine
+that others use too, it is what can be compared.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ from matvlm.training.loop import train
 from matvlm.training.order import Order
 
 DIVERGENCES = ("kl", "reverse", "jsd", "ce")
+MODES = ("full", "topk")
 KINDS = (("online", ""), ("full", "mapped"), ("full", "whole"), ("topk", "mapped"), ("topk", "whole"))
 MEASURED = (
     *("measure", "student", "student_hash", "divergence", "k", "vocabulary", "positions"),
@@ -122,11 +124,11 @@ def times(preset: Preset, args: argparse.Namespace, device: torch.device) -> Ite
     data = load_split(args.data, load_processor(args.teacher), preset.data.max_length).vary()
     name, path = list(args.students.items())[-1]
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
-        caches = {mode: make_cache(mode, preset, args, device, Path(scratch)) for mode in ("full", "topk")}
+        caches = {mode: make_cache(mode, preset, args, device, Path(scratch)) for mode in args.modes}
         sizes = {mode: sum(file.stat().st_size for file in folder.iterdir()) for mode, folder in caches.items()}
         for repeat in range(args.repeats):
             online = None
-            for mode, reading in KINDS:
+            for mode, reading in [kind for kind in KINDS if kind[0] in ("online", *args.modes)]:
                 cache = caches.get(mode)
                 found, work = steps(path, data, cache, reading == "whole", preset, args, device, Path(scratch))
                 mean = statistics.mean(found)
@@ -215,9 +217,10 @@ def main(argv: list[str] | None = None) -> None:
     }
     fixed = setting | {name: origin[name] for name in ORIGIN}
     rows = kept(args.out, args.preset)
-    for found in itertools.chain(
-        accuracy(load_model(args.teacher).to(device), args.students, data, args), times(preset, args, device)
-    ):
+    measured = [accuracy(load_model(args.teacher).to(device), args.students, data, args)]
+    if args.repeats:
+        measured.append(times(preset, args, device))
+    for found in itertools.chain(*measured):
         rows.append(dict.fromkeys(MEASURED, "") | found | fixed)
         write(rows, args.out)
     print(args.out.read_text(encoding="utf-8"))
@@ -240,12 +243,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--step-k", type=int, default=64, help="k of the cache whose steps are timed")
     parser.add_argument("--steps", type=int, default=24, help="of a timed run; the first and last do not count")
     parser.add_argument("--micro-batch", type=int, help="default: the preset's")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="of the timed runs; 0: accuracy alone")
+    parser.add_argument(
+        "--modes", nargs="+", choices=MODES, default=MODES, help="of caches whose steps are timed beside online"
+    )
     parser.add_argument("--scratch", type=Path, help="folder for the caches; default: the system's")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/cache.csv"))
     args = parser.parse_args(argv)
-    for name, least in (("steps", 3), ("repeats", 1), ("step_k", 1)):
+    for name, least in (("steps", 3), ("repeats", 0), ("step_k", 1)):
         if getattr(args, name) < least:
             raise UserError(f"--{name.replace('_', '-')}: must be at least {least}")
     if min(args.ks) < 1:

@@ -66,6 +66,19 @@ def test_what_is_measured(bench, small, models, tmp_path):
     assert all(row["torch"] and row["device"] and row["teacher_hash"] and row["student_hash"] for row in rows)
 
 
+@pytest.mark.parametrize(
+    ("changes", "kinds"), [({"modes": "topk"}, ["online", "topk", "topk"]), ({"repeats": 0}, [])]
+)
+def test_only_what_is_asked_for_is_timed(bench, small, tmp_path, changes, kinds):
+    out = tmp_path / "cache.csv"
+    models = small / "teacher", small / "init" / "attention-even-50"
+    assert bench.main(options(small, models, out, ks="3", **{"step-k": 3}, **changes)) == 0
+    with open(out, newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["mode"] for row in rows if row["measure"] == "step"] == kinds
+    assert len([row for row in rows if row["measure"] == "accuracy"]) == 4
+
+
 def test_rows_of_another_preset_stay(bench, tmp_path):
     out = tmp_path / "cache.csv"
     bench.write([dict.fromkeys((*bench.MEASURED, *bench.SETTING, *bench.ORIGIN), "") | {"preset": "other"}], out)
