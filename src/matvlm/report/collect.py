@@ -27,21 +27,13 @@ from matvlm.provenance import COLUMNS as PROVENANCE
 from matvlm.provenance import COST_COLUMNS
 from matvlm.report import order
 from matvlm.report.columns import PROFILE_FIGURES, PROFILE_KEY, PROFILE_MARKS, PROFILE_MEASURED
+from matvlm.training import log
 
 CELL = ("init", "layout", "loss", "divergence", "seed")
 EVAL_KEY = ("model", *CELL, "task", "metric")
-TRAIN_VALUES = (
-    "tokens",
-    "loss_total",
-    "loss_prob",
-    "loss_layer",
-    "loss_ce",
-    "lr",
-    "grad_norm",
-    "seconds",
-    "val_kl",
-    "val_ce",
-)
+LOGGED = {"loss_total" if name == "loss" else name: name for name in log.COLUMNS if name != "step"}
+"""Columns of train.csv, where ``loss`` is a cell's set of losses, and those of log.csv that they come from."""
+TRAIN_VALUES = tuple(LOGGED)
 TRAIN_PROVENANCE = ("commit", "config_hash")
 """Columns of train.csv that lead to a run's full provenance in runs.csv."""
 
@@ -81,7 +73,7 @@ def collect_train(paths: Iterable[Path]) -> str:
         _require(cell, CELL, f"{path.with_name('provenance.json')}: cell")
         source = _provenance(document, path.with_name("provenance.json"))
         for line in _read_log(path):
-            values = {name: line.get("loss" if name == "loss_total" else name, "") for name in TRAIN_VALUES}
+            values = {name: line.get(logged, "") for name, logged in LOGGED.items()}
             rows.append((path, {**cell, "step": line["step"], **values, **source}))
     return _csv(rows, (*CELL, "step"), columns)
 
