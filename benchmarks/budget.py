@@ -9,7 +9,6 @@ Each number of steps is a run of its own with its own schedule. Scores are on th
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 import yaml
+from kept_rows import kept
 
 from matvlm.config import Config, load_config
 from matvlm.experiments import base_cell
@@ -46,21 +46,13 @@ def main() -> None:
         )
         scores = [_mean_score(out) for out in outs]
     teacher, *rest = scores
-    rows = _of_others(args.out, args.preset)
+    rows = kept(args.out, args.preset)
     # The schedule's first rate is 0, so one step leaves the model untrained.
     for steps, score in zip((*args.steps, "teacher"), (*rest, teacher), strict=True):
         closed = f"{(score - rest[0]) / (teacher - rest[0]):.4f}"
         rows.append(dict(zip(COLUMNS, (args.preset, steps, f"{score:.4f}", closed), strict=True)))
     write_text(args.out, csv_text(COLUMNS, rows))
     print(args.out.read_text(encoding="utf-8"))
-
-
-def _of_others(out: Path, preset: str) -> list[dict[str, str]]:
-    """Rows of other presets, which stay."""
-    if not out.is_file():
-        return []
-    with open(out, newline="", encoding="utf-8") as stream:
-        return [row for row in csv.DictReader(stream) if row["preset"] != preset]
 
 
 def _train(config: Config, steps: int, seed: int, folder: Path) -> Path:

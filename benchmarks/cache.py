@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from kept_rows import kept
 from torch import Tensor
 
 from matvlm import provenance
@@ -274,14 +275,6 @@ def preset_of(args: argparse.Namespace) -> Preset:
     if args.preset not in trained:
         raise UserError(f"--preset: {args.preset!r} is unknown or trains nothing; allowed: {', '.join(trained)}")
     return presets[args.preset]
-
-
-def kept(out: Path, preset: str) -> list[dict[str, Any]]:
-    """Rows of other presets, which stay."""
-    if not out.is_file():
-        return []
-    with open(out, newline="", encoding="utf-8") as stream:
-        return [row for row in csv.DictReader(stream) if row["preset"] != preset]
 
 
 def write(rows: list[dict[str, Any]], out: Path) -> None:
