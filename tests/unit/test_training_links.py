@@ -122,6 +122,13 @@ def test_processes_that_do_not_find_each_other(monkeypatch, capsys):
     assert second.startswith(f"error: 127.0.0.1:{port}: the processes of this run do not find each other: Dist")
 
 
+def test_a_port_that_is_no_number_is_not_waited_for(monkeypatch):
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_PORT": "none"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="none"):
+        ranks._join()
+
+
 def test_one_that_waits_for_the_others_can_be_stopped(monkeypatch):
     """By a signal, which sets this; where they meet, it waits for longer than a cluster would."""
     with socket.create_server(("127.0.0.1", 0)) as free:

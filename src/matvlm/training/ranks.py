@@ -123,7 +123,7 @@ def _join() -> Links:
 def _meet(met: Future) -> None:
     try:
         met.set_result(next(distributed.rendezvous("env://", timeout=JOIN)))
-    except RuntimeError as error:
+    except Exception as error:  # of any kind, as a port that is no number: the process waits for it
         met.set_exception(error)
 
 
