@@ -107,9 +107,10 @@ def _frozen_units(
         if isinstance(module, nn.ModuleList):
             yield from module
     seen: set[nn.Module] = set()
+    shared = set(student.model.language_model.layers)
     for model in (student, teacher):
         for layer in model.model.language_model.layers:
-            apart = hasattr(layer, "mamba") or layer not in set(student.model.language_model.layers)
+            apart = hasattr(layer, "mamba") or layer not in shared
             parts = [getattr(layer, name, None) for name in ("self_attn", "mlp")] if apart else [layer]
             for part in parts:
                 if part is not None and part not in seen:

@@ -60,8 +60,9 @@ def chosen() -> Choices:
 
 def _save(path: Path) -> None:
     """Together with what other processes have added meanwhile."""
-    restore(_read(path))
-    if (found := chosen()) != _read(path):
+    kept = _read(path)
+    restore(kept)
+    if (found := chosen()) != kept:
         try:
             write_json(path, found)
         except OSError as error:
