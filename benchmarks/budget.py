@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import yaml
@@ -32,12 +33,13 @@ def main() -> None:
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 5, 10, 20, 40, 80, 160])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/budget.csv"))
     args = parser.parse_args()
     config = load_config(yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8")) | {"preset": args.preset})
     run = Path("runs") / args.preset
-    with tempfile.TemporaryDirectory() as folder:
-        students = [_train(config, steps, args.seed, Path(folder)) for steps in args.steps]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
+        students = list(pool.map(lambda steps: _train(config, steps, args.seed, Path(folder)), args.steps))
         outs = [Path(folder) / f"eval-{model.name}" for model in (run / "teacher", *students)]
         _step(
             "matvlm.evaluation.run",
