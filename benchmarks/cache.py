@@ -5,7 +5,7 @@
 
 Accuracy: each divergence that a top-k cache serves, from all logits (in float64) and from the top k as training
 computes it (in float32), its mean over the real positions of the first --rows conversations, for every student and
-k. A k of the vocabulary's size or more is everything.
+k; of the KL with --draws tokens drawn from the tail too. A k of the vocabulary's size or more is everything.
 
 Time: seconds of a training step of the last student, all three losses, as the training loop takes it, with the
 next batch read beside. `step_s` is the mean over a run's steps but the first and last, so that waiting for a shard
@@ -57,7 +57,7 @@ DIVERGENCES = ("kl", "reverse", "jsd", "ce")
 MODES = ("full", "topk")
 KINDS = (("online", ""), ("full", "mapped"), ("full", "whole"), ("topk", "mapped"), ("topk", "whole"))
 MEASURED = (
-    *("measure", "student", "student_hash", "divergence", "k", "vocabulary", "positions"),
+    *("measure", "student", "student_hash", "divergence", "k", "draws", "vocabulary", "positions"),
     *("exact_nats", "topk_nats", "error_nats", "relative_error", "mean_absolute_error_nats"),
     *("mode", "reading", "repeat", "step_s", "median_step_s", "cpu_s", "ratio_to_online", "bytes"),
 )
@@ -73,28 +73,32 @@ CHUNK = 1024
 def accuracy(
     teacher: torch.nn.Module, students: dict[str, Path], data: InMemoryDataset, args: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
-    """A row for each student, divergence and k."""
-    keys = list(itertools.product(DIVERGENCES, args.ks))
+    """A row for each student, divergence, k and number of draws; only the KL uses them."""
+    keys = list(itertools.product(DIVERGENCES, args.ks, [0]))
+    keys += [("kl", k, args.draws) for k in args.ks if args.draws]
     for name, path in students.items():
         student = load_model(path).to(teacher.device)
         sums = dict.fromkeys(keys, torch.zeros(3, dtype=torch.float64))
+        draw = torch.Generator(teacher.device).manual_seed(0)
         positions = 0
         for theirs, ours in logits(teacher, student, data, args.rows):
             positions += len(ours)
-            for divergence in DIVERGENCES:
-                exact = prob_divergence(ours.double(), theirs.double(), divergence)
-                for k in args.ks:
-                    found = prob_divergence(ours, TopK.of(theirs, k), divergence).double()
-                    parts = torch.stack([exact.sum(), found.sum(), (found - exact).abs().sum()])
-                    sums[divergence, k] = sums[divergence, k] + parts.cpu()
-        for divergence, k in keys:
-            exact, found, absolute = (float(value) / positions for value in sums[divergence, k])
+            exact = {d: prob_divergence(ours.double(), theirs.double(), d) for d in DIVERGENCES}
+            for key in keys:
+                divergence, *kept = key
+                found = prob_divergence(ours, TopK.of(theirs, *kept, draw), divergence).double()
+                error = found - exact[divergence]
+                parts = torch.stack([exact[divergence].sum(), found.sum(), error.abs().sum()])
+                sums[key] = sums[key] + parts.cpu()
+        for divergence, k, draws in keys:
+            exact, found, absolute = (float(value) / positions for value in sums[divergence, k, draws])
             yield {
                 "measure": "accuracy",
                 "student": name,
                 "student_hash": provenance.model_hash(path),
                 "divergence": divergence,
                 "k": k,
+                "draws": draws,
                 "vocabulary": teacher.config.text_config.vocab_size,
                 "positions": positions,
                 "exact_nats": f"{exact:.8g}",
@@ -140,6 +144,7 @@ def times(preset: Preset, args: argparse.Namespace, device: torch.device) -> Ite
                     "student": name,
                     "student_hash": provenance.model_hash(path),
                     "k": args.step_k if mode == "topk" else "",
+                    "draws": args.draws if mode == "topk" else "",
                     "mode": mode,
                     "reading": reading,
                     "repeat": repeat,
@@ -153,7 +158,8 @@ def times(preset: Preset, args: argparse.Namespace, device: torch.device) -> Ite
 
 def make_cache(mode: str, preset: Preset, args: argparse.Namespace, device: torch.device, scratch: Path) -> Path:
     """A cache of all layers' states in the type that the preset's has."""
-    settings = Cache(mode=mode, top_k=args.step_k, dtype=preset.cache.dtype, shard_size=preset.cache.shard_size)
+    chosen = {"mode": mode, "top_k": args.step_k, "tail_draws": args.draws}
+    settings = preset.cache.model_copy(update=chosen)
     writer = Writer(settings, args.teacher, args.data, preset.data.max_length, scratch / f"{mode}-state", device)
     writer.gather(scratch / mode)
     return scratch / mode
@@ -241,6 +247,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, help="folder of the split")
     parser.add_argument("--ks", type=int, nargs="+", default=[8, 16, 32, 64])
     parser.add_argument("--rows", type=int, help="conversations for the accuracy; default: all")
+    parser.add_argument(
+        "--draws", type=int, default=Cache.model_fields["tail_draws"].default, help="tokens drawn from the tail"
+    )
     parser.add_argument("--step-k", type=int, default=64, help="k of the cache whose steps are timed")
     parser.add_argument("--steps", type=int, default=24, help="of a timed run; the first and last do not count")
     parser.add_argument("--micro-batch", type=int, help="default: the preset's")
@@ -252,7 +261,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/cache.csv"))
     args = parser.parse_args(argv)
-    for name, least in (("steps", 3), ("repeats", 0), ("step_k", 1)):
+    for name, least in (("steps", 3), ("repeats", 0), ("step_k", 1), ("draws", 0)):
         if getattr(args, name) < least:
             raise UserError(f"--{name.replace('_', '-')}: must be at least {least}")
     if min(args.ks) < 1:

@@ -152,7 +152,8 @@ def cache_bytes(
     """Bytes of tensors in the teacher's cache.
 
     Full: ``positions (v + points d) b + conversations (image tokens) (tower's width) b``, at b bytes a
-    number; topk keeps k values and k indices and a tail of 4 bytes each in place of the v logits. Online: 0.
+    number; topk keeps values and indices of k tokens and of those drawn, and a tail, of 4 bytes
+    each in place of the v logits. Online: 0.
 
     Args:
         points: of the residual stream that are kept; none for all, one more than layers.
@@ -160,7 +161,8 @@ def cache_bytes(
     if settings.mode == "online":
         return 0
     text, size = config.text_config, BYTES[settings.dtype]
-    logits = (2 * settings.top_k + 1) * 4 if settings.mode == "topk" else text.vocab_size * size
+    tokens = settings.top_k + settings.tail_draws
+    logits = (2 * tokens + 1) * 4 if settings.mode == "topk" else text.vocab_size * size
     points = text.num_hidden_layers + 1 if points is None else points
     states = points * text.hidden_size * size
     vision = config.image_seq_length * config.vision_config.hidden_size * size

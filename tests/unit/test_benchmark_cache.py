@@ -48,8 +48,12 @@ def test_what_is_measured(bench, small, models, tmp_path):
     assert bench.main(argv) == 0
     with open(out, newline="") as stream:
         rows = list(csv.DictReader(stream))
-    accuracy = {(row["divergence"], row["k"]): row for row in rows if row["measure"] == "accuracy"}
+    measured = [row for row in rows if row["measure"] == "accuracy"]
+    accuracy = {(row["divergence"], row["k"]): row for row in measured if row["draws"] == "0"}
+    (drawn,) = (row for row in measured if row["draws"] == "16" and row["k"] == "3")
+    assert abs(float(drawn["error_nats"])) < abs(float(accuracy["kl", "3"]["error_nats"])) / 5
     assert len(accuracy) == 8
+    assert len(measured) == 10
     for name in ("kl", "reverse", "jsd"):
         few, every = accuracy[name, "3"], accuracy[name, "1000"]
         assert float(few["error_nats"]) < -1e-4  # merging tokens only takes from a divergence
@@ -76,7 +80,7 @@ def test_only_what_is_asked_for_is_timed(bench, small, tmp_path, changes, kinds)
     with open(out, newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["mode"] for row in rows if row["measure"] == "step"] == kinds
-    assert len([row for row in rows if row["measure"] == "accuracy"]) == 4
+    assert len([row for row in rows if row["measure"] == "accuracy"]) == 5
 
 
 def test_rows_of_another_preset_stay(bench, tmp_path):

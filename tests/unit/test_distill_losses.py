@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -101,6 +103,38 @@ def test_the_mass_of_the_tail_is_there_where_a_teacher_is_sure():
     everything = TopK.of(logits.float(), 100)
     assert everything.tail.exp() < 1e-30
     assert prob_divergence(logits.float(), everything, "kl") == pytest.approx(0, abs=1e-6)
+
+
+def test_draws_from_the_tail_leave_no_bias_in_value_or_gradient(pair):
+    """Over all that one draw can be, each weighed by how likely it is, the estimate is the KL of all logits."""
+    student, teacher = (logits.double().requires_grad_() for logits in pair)
+    exact = prob_divergence(student, teacher, "kl")
+    (expected_gradient,) = torch.autograd.grad(exact.sum(), student)
+    top = TopK.of(teacher.detach(), 4)
+    log_p = teacher.detach().log_softmax(-1)
+    mean = torch.zeros_like(exact)
+    for token in range(V):
+        drawn = torch.full_like(top.indices[..., :1], token)
+        value = log_p.gather(-1, drawn)
+        outside = ~(top.indices == token).any(-1)
+        chance = torch.where(outside, (value.squeeze(-1) - top.tail).exp(), 0)
+        one = replace(top, drawn_values=value, drawn_indices=drawn)
+        mean = mean + chance * prob_divergence(student, one, "kl")
+    torch.testing.assert_close(mean, exact)
+    (gradient,) = torch.autograd.grad(mean.sum(), student)
+    torch.testing.assert_close(gradient, expected_gradient)
+
+
+def test_tokens_are_drawn_from_the_tail_as_often_as_they_are_likely(pair):
+    teacher, draws = pair[1][0, 0], 20_000
+    top = TopK.of(teacher, 3, draws, torch.Generator().manual_seed(0))
+    assert not set(top.drawn_indices.tolist()) & set(top.indices.tolist())
+    torch.testing.assert_close(top.drawn_values, teacher.log_softmax(-1)[top.drawn_indices])
+    p = softmax(teacher)
+    p[top.indices.numpy()] = 0
+    found = np.bincount(top.drawn_indices.numpy(), minlength=V) / draws
+    np.testing.assert_allclose(found, p / p.sum(), atol=4 * np.sqrt(0.25 / draws))
+    assert TopK.of(teacher, V, 5).drawn_indices.shape == (0,)  # there is no tail
 
 
 @pytest.mark.parametrize(("divergence", "temperature"), [("l2", 1.0), ("kl", 2.0)])

@@ -99,8 +99,8 @@ def test_cache_bytes_are_those_of_a_real_cache(small, cache, debug):
             held += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     config = load_model(small / "teacher").config
     assert plan.cache_bytes(config, debug.cache, sum(manifest["rows"]), len(manifest["rows"])) == held
-    topk = debug.cache.model_copy(update={"mode": "topk", "top_k": 3})
-    saved = sum(manifest["rows"]) * 4 * (config.text_config.vocab_size - 7)
+    topk = debug.cache.model_copy(update={"mode": "topk", "top_k": 3, "tail_draws": 2})
+    saved = sum(manifest["rows"]) * 4 * (config.text_config.vocab_size - 11)
     assert plan.cache_bytes(config, topk, sum(manifest["rows"]), len(manifest["rows"])) == held - saved
     assert plan.cache_bytes(config, debug.cache.model_copy(update={"mode": "online"}), 10, 1) == 0
     three = sum(manifest["rows"]) * 4 * 3 * config.text_config.hidden_size

@@ -25,23 +25,42 @@ LOG_TINY = math.log(torch.finfo(torch.float32).tiny)
 
 @dataclass(frozen=True)
 class TopK:
-    """The teacher's k largest log-probabilities and the log of the mass outside them.
+    """The teacher's k largest log-probabilities, the log of the mass outside them, and tokens drawn from there.
 
     ``values``: (..., k) log-probabilities at temperature 1. ``indices``: (..., k). ``tail``: (...,).
+    ``drawn_values``, ``drawn_indices``: (..., m), of tokens outside the top k, drawn with replacement, each in
+    proportion to its probability; m may be 0.
     """
 
     values: Tensor
     indices: Tensor
     tail: Tensor
+    drawn_values: Tensor
+    drawn_indices: Tensor
 
     @classmethod
-    def of(cls, logits: Tensor, k: int) -> TopK:
-        """The top k of (..., v) logits; k at most v."""
+    def of(cls, logits: Tensor, k: int, draws: int = 0, generator: torch.Generator | None = None) -> TopK:
+        """The top k of (..., v) logits, k at most v, and ``draws`` tokens of the rest if there is one."""
         log_p = _log_softmax(logits)
         values, indices = log_p.topk(min(k, logits.shape[-1]), dim=-1)
+        rest = log_p.scatter(-1, indices, -torch.inf)
         # Summed up, not what is left of one: a teacher is often surer than float32 can tell 1 - p from 0.
-        tail = log_p.scatter(-1, indices, -torch.inf).logsumexp(-1).clamp(min=LOG_TINY)
-        return cls(values, indices, tail)
+        tail = rest.logsumexp(-1).clamp(min=LOG_TINY)
+        if not draws or k >= logits.shape[-1]:
+            return cls(values, indices, tail, values[..., :0], indices[..., :0])
+        flat = rest.softmax(-1).reshape(-1, logits.shape[-1])
+        drawn = flat.multinomial(draws, replacement=True, generator=generator).reshape(*tail.shape, draws)
+        return cls(values, indices, tail, log_p.gather(-1, drawn), drawn)
+
+    def __getitem__(self, index: Tensor | slice) -> TopK:
+        """Of some positions, in the types that the losses take."""
+        return TopK(
+            self.values[index].float(),
+            self.indices[index].long(),
+            self.tail[index].float(),
+            self.drawn_values[index].float(),
+            self.drawn_indices[index].long(),
+        )
 
     def student_log_probs(self, student: Tensor) -> Tensor:
         """The student's log-probabilities (..., k + 1) of the same tokens and of all others together."""
@@ -51,6 +70,15 @@ class TopK:
     def log_probs(self) -> Tensor:
         """The teacher's (..., k + 1), the tail last."""
         return torch.cat([self.values, self.tail[..., None]], dim=-1)
+
+    def estimated_kl(self, student: Tensor) -> Tensor:
+        """KL(teacher || student) (...,): the top k's part as it is, and the tail's mass times the mean of log p -
+        log q over the drawn tokens, whose expectation is the tail's part. So value and gradient have no bias, and
+        no drawn token's share of the gradient is more than the tail's mass (Anshumann et al. 2025, whose drawn
+        targets have no exact top)."""
+        log_q = _log_softmax(student)
+        drawn = (self.drawn_values - log_q.gather(-1, self.drawn_indices)).mean(-1)
+        return _kl(self.values, log_q.gather(-1, self.indices)) + self.tail.exp() * drawn
 
 
 def prob_divergence(student: Tensor, teacher: Tensor | TopK, divergence: str, temperature: float = 1.0) -> Tensor:
@@ -62,7 +90,8 @@ def prob_divergence(student: Tensor, teacher: Tensor | TopK, divergence: str, te
     which keeps their gradients' scale (Hinton et al. 2015).
 
     Args:
-        student: (..., v) logits. teacher: (..., v) logits, or their top k.
+        student: (..., v) logits. teacher: (..., v) logits, or their top k. Of these ``kl`` uses the drawn tokens
+            where there are some; the others take the tail as one token, which can only lose.
 
     Returns:
         (...), in nats but for ``l2``.
@@ -77,6 +106,8 @@ def prob_divergence(student: Tensor, teacher: Tensor | TopK, divergence: str, te
             raise ValueError("a top-k cache serves kl, reverse, jsd and ce at temperature 1 only")
         if divergence == "ce":
             return cross_entropy(student, teacher.indices[..., 0])
+        if divergence == "kl" and teacher.drawn_indices.shape[-1]:
+            return teacher.estimated_kl(student)
         log_s, log_t = teacher.student_log_probs(student), teacher.log_probs()
     else:
         if divergence == "ce":

@@ -62,6 +62,9 @@ class Cache(Model):
     """full: all logits. topk: the most likely tokens' logits and the mass of the rest. online: nothing."""
     top_k: PositiveInt = 64
     """Logits kept of a position where mode is topk."""
+    tail_draws: NonNegativeInt = 16
+    """Tokens kept of a position that are drawn from those outside the top k; the KL is estimated by them. 0: all
+    tokens outside count as one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of what is kept; the logits of topk are float32 always."""
     shard_size: PositiveInt = 256

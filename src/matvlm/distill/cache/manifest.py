@@ -15,6 +15,8 @@ from matvlm.provenance import data_hash, files_hash, model_hash, settings_hash
 MANIFEST = "manifest.json"
 FORMAT = 2
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TOP_K = ("top_values", "top_indices", "tail", "drawn_values", "drawn_indices")
+"""Names in a shard of the fields of `matvlm.distill.losses.TopK`."""
 PROBE = [(f"{IMAGE}\nquestion", "answer"), ("question", "answer")]
 """A conversation with all that a prompt can have: its rendering tells prompts apart."""
 
@@ -29,6 +31,7 @@ def fingerprint(settings: Cache, teacher: Path, data: Path, max_length: int) -> 
         "format": FORMAT,
         "mode": settings.mode,
         "top_k": settings.top_k if settings.mode == "topk" else None,
+        "tail_draws": settings.tail_draws if settings.mode == "topk" else None,
         "dtype": settings.dtype,
         "max_length": max_length,
         "prompt_hash": settings_hash([(piece.text, piece.label, piece.eos) for piece in pieces(PROBE)]),

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file
 from torch import Tensor
 
-from matvlm.distill.cache.manifest import MANIFEST, read_manifest
+from matvlm.distill.cache.manifest import MANIFEST, TOP_K, read_manifest
 from matvlm.distill.forward import Needs
 from matvlm.distill.losses import TopK
 from matvlm.errors import UserError
@@ -143,5 +143,4 @@ def _scores(stored: dict[str | int, Tensor]) -> Callable[[Tensor], Tensor | TopK
     flat = {name: tensor.flatten(0, 1) for name, tensor in stored.items()}
     if "logits" in flat:
         return lambda index: flat["logits"][index].float()
-    values, indices, tail = (flat[name] for name in ("top_values", "top_indices", "tail"))
-    return lambda index: TopK(values[index].float(), indices[index].long(), tail[index].float())
+    return TopK(*(flat[name] for name in TOP_K)).__getitem__

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from matvlm.config import Cache
 from matvlm.data.dataset import InMemoryDataset, count_rows, load_split
 from matvlm.data.processor import load_processor
-from matvlm.distill.cache.manifest import MANIFEST, fingerprint
+from matvlm.distill.cache.manifest import MANIFEST, TOP_K, fingerprint
 from matvlm.distill.forward import Needs, TeacherPass, points_of, teacher_pass
 from matvlm.distill.losses import TopK
 from matvlm.errors import UserError
@@ -135,34 +135,39 @@ class Writer:
         made: list[dict[str, Tensor]] = []
         lengths: list[int] = []
         needs = Needs(tuple(self.points), scores=True)
+        # The same tokens whichever job makes the shard, and whatever it has made before.
+        draw = torch.Generator(self.device).manual_seed(int(rows[0]))
         for start in range(0, len(rows), BATCH):
             batch = self._dataset.batch(rows[start : start + BATCH], self.device)
             real = batch["attention_mask"].bool()
             made.append(
-                _tensors(teacher_pass(self._model, batch, needs), self._model.lm_head, real, self.settings)
+                _tensors(teacher_pass(self._model, batch, needs), self._model.lm_head, real, self.settings, draw)
             )
             lengths += real.sum(1).tolist()
         return {name: torch.cat([each[name] for each in made]) for name in made[0]}, lengths
 
 
 @torch.no_grad()
-def _tensors(passed: TeacherPass, head: nn.Linear, real: Tensor, settings: Cache) -> dict[str, Tensor]:
+def _tensors(
+    passed: TeacherPass, head: nn.Linear, real: Tensor, settings: Cache, draw: torch.Generator
+) -> dict[str, Tensor]:
     dtype = getattr(torch, settings.dtype)
     tensors = {"vision": passed.vision.to(dtype)}
     if passed.states:
         states = [passed.states[point][real].to(dtype) for point in sorted(passed.states)]
         tensors["states"] = torch.stack(states, dim=1)
-    scores = [_scores(head(part), settings) for part in passed.hidden[real].split(CHUNK)]
+    scores = [_scores(head(part), settings, draw) for part in passed.hidden[real].split(CHUNK)]
     tensors |= {name: torch.cat([part[name] for part in scores]) for name in scores[0]}
     return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _scores(logits: Tensor, settings: Cache) -> dict[str, Tensor]:
+def _scores(logits: Tensor, settings: Cache, draw: torch.Generator) -> dict[str, Tensor]:
     """What is kept of logits (n, v), in memory of the CPU."""
     if settings.mode == "full":
         return {"logits": logits.to(getattr(torch, settings.dtype)).cpu()}
-    top = TopK.of(logits, settings.top_k)
-    return {"top_values": top.values.cpu(), "top_indices": top.indices.int().cpu(), "tail": top.tail.cpu()}
+    top = TopK.of(logits, settings.top_k, settings.tail_draws, draw)
+    kept = (top.values, top.indices.int(), top.tail, top.drawn_values, top.drawn_indices.int())
+    return {name: tensor.cpu() for name, tensor in zip(TOP_K, kept, strict=True)}
 
 
 def _shown(numbers: range, title: str) -> Iterator[int]:
