@@ -22,7 +22,17 @@ if PRESET.trains:
     include: "workflow/rules/evaluate.smk"
 
 
-include: "workflow/rules/profile.smk"
+if MEASURED:
+
+    include: "workflow/rules/profile.smk"
+
+else:
+
+    rule profile:
+        input:
+            not_here,
+
+
 include: "workflow/rules/collect.smk"
 include: "workflow/rules/render.smk"
 include: "workflow/rules/stages.smk"

@@ -91,33 +91,33 @@ __all__ = [
 
 TRAINING = ("data", "cache", "distill", "evaluate", "ablation")
 """Sections that a preset has if students are trained, and else has not."""
-TRAINED = Field(default=None, validate_default=False)
-"""Such a section: None where it is absent, though no value that the file may give it."""
+OPTIONAL = Field(default=None, validate_default=False)
+"""A section that some presets have not: None where it is absent, though no value that the file may give it."""
 PresetName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 """A preset's name is the name of folders, too."""
 
 
 class Preset(Model):
     """One scale at which the paper is reproduced; `teacher`, `profile` and `gpus` alone if the teacher's source is
-    random."""
+    random, and without `profile` if speed and memory are not to be measured."""
 
-    data: Annotated[EmbeddedData | LlavaData, Field(discriminator="source")] = TRAINED
+    data: Annotated[EmbeddedData | LlavaData, Field(discriminator="source")] = OPTIONAL
     """What is learnt from and asked about."""
     teacher: Annotated[
         EmbeddedTeacher | JoinedTeacher | CheckpointTeacher | RandomTeacher, Field(discriminator="source")
     ]
     """The transformer that is distilled."""
-    cache: Cache = TRAINED
+    cache: Cache = OPTIONAL
     """What of the teacher is kept on disk."""
-    distill: Distillation = TRAINED
+    distill: Distillation = OPTIONAL
     """How students are trained."""
-    evaluate: Evaluation = TRAINED
+    evaluate: Evaluation = OPTIONAL
     """How models are scored."""
-    profile: Profile
+    profile: Profile = OPTIONAL
     """What is measured of speed and memory."""
     gpus: Gpus = Gpus()
     """What its jobs ask a cluster for."""
-    ablation: Ablation = TRAINED
+    ablation: Ablation = OPTIONAL
     """Axes of this preset."""
 
     @property
@@ -140,7 +140,7 @@ class Preset(Model):
     @model_validator(mode="after")
     def _consistent(self) -> Preset:
         """What no step can do is said before the first one runs."""
-        if isinstance(self.teacher, Architecture):
+        if self.profile is not None and isinstance(self.teacher, Architecture):
             image, longest = self.teacher.image_tokens, self.teacher.text.max_position_embeddings
             if found := self.profile.problem(image, longest):
                 raise wrong(f"profile.{found[0]}", found[1])
@@ -149,6 +149,8 @@ class Preset(Model):
                 if getattr(self, name) is None:
                     raise wrong(name, "Field required; only a teacher whose source is random does without")
             self._check_training()
+        elif self.profile is None:
+            raise wrong("profile", "Field required; only what is trained does without")
         return self
 
     def _check_training(self) -> None:
@@ -183,7 +185,8 @@ class Preset(Model):
         """
         depth, key = self.teacher.depth, f"presets.{name}"
         _at("base.layout", layouts.resolve, [base.layout], depth)
-        _at(f"{key}.profile.layouts", layouts.resolve, self.profile.layouts, depth)
+        if self.profile is not None:
+            _at(f"{key}.profile.layouts", layouts.resolve, self.profile.layouts, depth)
         if not self.trains:
             return
         _at(f"{key}.ablation.ratios", layouts.replaced_count, self.ablation.ratios, depth)

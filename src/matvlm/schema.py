@@ -59,7 +59,7 @@ def make_schema() -> dict:
         preset["properties"][name].pop("default", None)
     is_random = {"properties": {"source": {"const": "random"}}, "required": ["source"]}
     preset["if"] = {"properties": {"teacher": is_random}, "required": ["teacher"]}
-    preset["then"] = {"properties": dict.fromkeys(TRAINING, False)}
+    preset["then"] = {"properties": dict.fromkeys(TRAINING, False), "required": ["profile"]}
     preset["else"] = {"required": [name for name in TRAINING if name != "ablation"]}
     # What kind of data it is has to be said, as it decides what the other keys are.
     definitions["EmbeddedData"]["required"].insert(0, "source")

@@ -117,9 +117,12 @@ def rendered_figure(name):
 
 def not_here(wildcards):
     """The input of a target that the preset has no sections for."""
+    preset = f"params.yaml: presets.{CONFIG.preset}"
+    if PRESET.trains:
+        stop(f"{preset}: has no section profile, so speed and memory are not measured")
     targets = ["all", "profile", "table_speed", "figure_speed", "figure_memory"]
     stop(
-        f"params.yaml: presets.{CONFIG.preset}.teacher.source: {PRESET.teacher.source} has no training or evaluation;"
+        f"{preset}.teacher.source: {PRESET.teacher.source} has no training or evaluation;"
         f" allowed targets: {', '.join([*targets, 'claims', 'page'])}"
     )
 
@@ -183,11 +186,9 @@ update_config(config, OVERRIDES)
 CONFIG = load(config)
 PRESET = CONFIG.active
 REPORT = Report.of(CONFIG, OVERRIDES)
-SUBJECTS = ["teacher", *PRESET.profile.layouts]
-FIGURES = {
-    "speed": "<results>/data/profile.csv",
-    "memory": "<results>/data/profile.csv",
-}
+MEASURED = PRESET.profile is not None
+SUBJECTS = ["teacher", *PRESET.profile.layouts] if MEASURED else []
+FIGURES = dict.fromkeys(["speed", "memory"] * MEASURED, "<results>/data/profile.csv")
 # A preset whose weights are random has no data, cells or scores: it only measures.
 if PRESET.trains:
     CELLS = all_cells(PRESET, CONFIG.base)
@@ -215,8 +216,8 @@ if PRESET.trains:
     SEEDS = PRESET.ablation.seeds
 else:
     CELLS, TABLE_CELLS, SPLITS, SEEDS, CACHE_PARTS = [], {}, [], [], []
-TABLES = (*TABLE_CELLS, "speed")
-KINDS = ["eval", "train"] * PRESET.trains + ["profile", "runs"]
+TABLES = [*TABLE_CELLS] + ["speed"] * MEASURED
+KINDS = ["eval", "train"] * PRESET.trains + ["profile"] * MEASURED + ["runs"]
 EVERYTHING = [
     "<results>/index.html",
     "<results>/metrics.json",

@@ -53,6 +53,10 @@ def _untrained(evidence: Evidence, start: Claim) -> Claim:
     )
 
 
+def _unmeasured(evidence: Evidence, start: Claim) -> Claim:
+    raise NotRun("this preset has no section profile: speed and memory are not measured")
+
+
 @dataclass(frozen=True)
 class _Entry:
     """A claim before it is judged: its id, the target whose numbers it uses, and the rule."""
@@ -199,19 +203,19 @@ def register(settings: Report) -> tuple[_Entry, ...]:
     return (*AT_PAPER_SCALE, *REGISTER[2:]) if settings.at_paper_scale else REGISTER
 
 
-def write(settings: Report, scores: Path | None, train: Path | None, profile: Path, out: Path) -> None:
+def write(settings: Report, scores: Path | None, train: Path | None, profile: Path | None, out: Path) -> None:
     """Judge every claim and write ``out.csv`` and ``out.md``.
 
     Args:
         scores: `eval.csv`; None where the preset trains nothing.
         train: `train.csv`; likewise.
-        profile: `profile.csv`.
+        profile: `profile.csv`; None where the preset measures no speed.
 
     Raises:
         UserError: a file that is not what it should be. What it merely lacks makes claims `not run`.
     """
-    trained = (read(path) if path else None for read, path in ((read_eval, scores), (read_train, train)))
-    rows = judged(Evidence(settings, *trained, read_profile(profile)))
+    files = ((read_eval, scores), (read_train, train), (read_profile, profile))
+    rows = judged(Evidence(settings, *(read(path) if path else None for read, path in files)))
     write_text(out.with_name(out.name + ".csv"), csv_text(COLUMNS, rows))
     write_text(out.with_name(out.name + ".md"), _page(rows, settings))
 
@@ -220,8 +224,11 @@ def judged(evidence: Evidence) -> list[dict[str, str]]:
     """One row of `claims.csv` for each claim, numbers as text with four significant digits."""
     rows = []
     for entry in register(evidence.settings):
-        answered = evidence.scores is not None or entry.target == "table_speed"
-        claim = answer(entry.start, entry.rule if answered else _untrained, evidence)
+        needed, otherwise = (evidence.scores, _untrained)
+        if entry.target == "table_speed":
+            needed, otherwise = (evidence.profile, _unmeasured)
+        answered = needed is not None
+        claim = answer(entry.start, entry.rule if answered else otherwise, evidence)
         rows.append(
             {
                 "id": entry.id,

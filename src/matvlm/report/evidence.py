@@ -27,12 +27,12 @@ class NotRun(Exception):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What claims are judged by: the preset's settings and its tidy data; of training only where there was any."""
+    """What claims are judged by: the preset's settings and its tidy data; none of what it does not do."""
 
     settings: Report
     scores: pd.DataFrame | None
     train: pd.DataFrame | None
-    profile: pd.DataFrame
+    profile: pd.DataFrame | None
 
     def of(self, cell: Cell) -> pd.DataFrame:
         """Scores of a cell, all configured seeds.

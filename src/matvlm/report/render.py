@@ -69,9 +69,8 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     figure.set_defaults(run=_figure)
 
     claims = commands.add_parser("claims", help="a verdict on each claim of the paper, as Markdown and CSV")
-    for name in ("--eval", "--train"):
-        claims.add_argument(name, type=Path, help=f"{name[2:]}.csv; none if nothing was trained")
-    claims.add_argument("--profile", type=Path, required=True, help="profile.csv")
+    for name in ("eval", "train", "profile"):
+        claims.add_argument(f"--{name}", type=Path, help=f"{name}.csv; none where the preset has none")
     claims.set_defaults(run=_claims)
 
     page = commands.add_parser("page", help="one HTML page with everything, for use without a network")
