@@ -55,7 +55,7 @@ def make_schema() -> dict:
     definitions["PresetAblation"] = own
     preset = definitions["Preset"]
     preset["properties"]["ablation"] = {"$ref": "#/$defs/PresetAblation"}
-    for name in TRAINING:
+    for name in (*TRAINING, "profile"):
         preset["properties"][name].pop("default", None)
     is_random = {"properties": {"source": {"const": "random"}}, "required": ["source"]}
     preset["if"] = {"properties": {"teacher": is_random}, "required": ["teacher"]}
@@ -185,6 +185,8 @@ def _default(key: str, value: dict, definition: dict) -> str:
         return "required"
     if key in definition.get("else", {}).get("required", []):
         return "required unless `teacher.source` is `random`"
+    if key in definition.get("then", {}).get("required", []):
+        return "required where `teacher.source` is `random`"
     if "default" not in value:
         return "as in `ablation`"
     default = value["default"]

@@ -300,6 +300,11 @@ def test_a_random_teacher_is_only_measured(random):
     assert parse_settings(RandomTeacher, preset.teacher.model_dump_json()) == preset.teacher
 
 
+def test_what_is_trained_need_not_be_measured(raw):
+    assert load_config(changed(raw, f"{TINY}.profile", DROP)).presets["tiny"].profile is None
+    assert message(changed(raw, f"{TINY}.profile", None)).startswith(f"{TINY}.profile:")
+
+
 # key below the preset, value, where the message goes on, words it must have
 BAD_RANDOM = [
     ("data", yaml.safe_load(PRESET)["data"], "data:", ["neither trained", "allowed: teacher, profile, gpus"]),

@@ -50,6 +50,7 @@ def missing(monkeypatch):
 def installed(monkeypatch):
     """Something that stands for the kernels."""
     module = type(sys)(KERNELS)
+    module.keep_choices = lambda: None
     monkeypatch.setattr(ops, "mamba_path", module, raising=False)
     monkeypatch.setitem(sys.modules, KERNELS, module)
     monkeypatch.setattr(choose.metadata, "version", {"mamba-ssm": "2.3.2", "causal-conv1d": "1.7.0"}.get)

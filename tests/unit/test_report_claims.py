@@ -31,10 +31,17 @@ def run(tmp_path, settings=None, teacher=(0.9, 0.7), n=100, **data):
     data = DEFAULT | data
     scores = write_eval(tmp_path / "eval.csv", teacher, data["scores"], n)
     train = write_train(tmp_path / "train.csv", data["train"])
-    profile = write_profile(tmp_path / "profile.csv", data["profile"])
+    profile = data["profile"] and write_profile(tmp_path / "profile.csv", data["profile"])
     claims.write(settings or report(), scores, train, profile, tmp_path / "claims")
     with open(tmp_path / "claims.csv", encoding="utf-8", newline="") as stream:
         return {row["id"]: row for row in csv.DictReader(stream)}
+
+
+def test_a_preset_that_measures_no_speed(tmp_path):
+    claims = run(tmp_path, profile=None)
+    assert {claims[name]["verdict"] for name in ("speed", "memory")} == {"not run"}
+    assert "no section profile" in claims["memory"]["detail"]
+    assert claims["quality"]["verdict"] != "not run"
 
 
 def near(mean, spread=0.01):

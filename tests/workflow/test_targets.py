@@ -75,3 +75,15 @@ def test_an_interrupted_run_resumes_where_it_was(checkout):
     assert re.search(r"resumed at step \d+ of 400", done.stdout)
     assert "prepare_data" not in done.stdout
     assert len(list(checkout.glob("runs/debug/distill/**/provenance.json"))) == 2
+
+
+def test_a_preset_that_is_not_to_be_measured(checkout):
+    counted = jobs(snakemake(checkout, "--dry-run", "all", preset="smol").stdout)
+    cells = CELLS | {"table_ratios": 4, "table_inits": 2}
+    assert counted["distill"] == 3 * (1 + sum(count - 1 for count in cells.values()))
+    assert "profile" not in counted
+    for target in ("profile", "table_speed", "figure_memory"):
+        done = snakemake(checkout, target, preset="smol")
+        assert done.returncode != 0
+        line = done.stdout.strip().splitlines()[-1]
+        assert line.startswith("error: params.yaml: presets.smol: has no section profile")

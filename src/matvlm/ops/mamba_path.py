@@ -24,14 +24,12 @@ from matvlm.ops import torch_path
 from matvlm.ops.prefill import fused_mix
 from matvlm.ops.tuning import keep_choices
 
-__all__ = ["convolve", "convolve_step", "fused_mix", "gated_norm", "scan", "step"]
+__all__ = ["convolve", "convolve_step", "fused_mix", "gated_norm", "keep_choices", "scan", "step"]
 
 CONV_WIDTHS = (2, 3, 4)
 """Widths that causal-conv1d has kernels for."""
 ALIGNMENT = 8
 """Elements that the strides of its inputs must be multiples of where the channels come last."""
-
-keep_choices()
 
 
 def convolve(inputs: Tensor, before: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import atexit
 import json
 import os
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -25,8 +26,9 @@ Choices = dict[str, list[list]]
 """By kernel: pairs of a tuning key (sizes and types) and the configuration chosen, as Triton prints it."""
 
 
+@cache
 def keep_choices() -> None:
-    """Take up what was chosen on such a device before, and add what this process chooses when it ends."""
+    """Once a process: take up what was chosen on such a device before, and add what is chosen when it ends."""
     path = choices_file()
     restore(_read(path))
     atexit.register(_save, path)
