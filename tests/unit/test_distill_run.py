@@ -303,10 +303,10 @@ def test_neither_another_cache_nor_other_validation_data_resumes(small, cache, t
 
 
 def test_a_top_k_cache_and_a_divergence_it_cannot_serve(small, broken, tmp_path, capsys):
-    manifest = json.loads((broken / "manifest.json").read_text()) | {"mode": "topk", "top_k": 8}
+    topk = {"mode": "topk", "top_k": 8, "tail_draws": 4}
+    manifest = json.loads((broken / "manifest.json").read_text()) | topk
     (broken / "manifest.json").write_text(json.dumps(manifest))
-    topk = json.dumps({"mode": "topk", "top_k": 8})
-    argv = arguments(small, tmp_path / "out", cache=broken, cache_settings=topk, divergence="l2")
+    argv = arguments(small, tmp_path / "out", cache=broken, cache_settings=json.dumps(topk), divergence="l2")
     fails(capsys, ["l2", "top-k"], argv, tmp_path / "out")
 
 
