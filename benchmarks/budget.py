@@ -20,6 +20,7 @@ import yaml
 from kept_rows import kept
 
 from matvlm.config import Config, load_config
+from matvlm.errors import UserError, one_line
 from matvlm.experiments import base_cell
 from matvlm.files import csv_text, write_text
 
@@ -27,15 +28,20 @@ COLUMNS = ("preset", "steps", "mean_score", "gap_closed")
 DECAY = 0.3
 
 
+@one_line
 def main() -> None:
     """Train the base cell for each number of steps and score it on the validation questions."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 5, 10, 20, 40, 80, 160])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="trainings side by side, on the GPUs and cores of this machine"
+    )
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/budget.csv"))
     args = parser.parse_args()
+    if args.jobs < 1:
+        raise UserError("--jobs: must be at least 1")
     config = load_config(yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8")) | {"preset": args.preset})
     run = Path("runs") / args.preset
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
@@ -92,4 +98,4 @@ def _mean_score(folder: Path) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -99,7 +99,7 @@ PresetName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-
 
 class Preset(Model):
     """One scale at which the paper is reproduced; `teacher`, `profile` and `gpus` alone if the teacher's source is
-    random, and without `profile` if speed and memory are not to be measured."""
+    random. A preset that trains may do without `profile`: its speed and memory are not measured then."""
 
     data: Annotated[EmbeddedData | LlavaData, Field(discriminator="source")] = OPTIONAL
     """What is learnt from and asked about."""

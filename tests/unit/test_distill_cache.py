@@ -18,6 +18,7 @@ from matvlm.distill.cache import run as command
 from matvlm.distill.cache.read import HELD, CacheReader
 from matvlm.distill.cache.write import Writer
 from matvlm.distill.forward import Needs
+from matvlm.distill.losses import prob_divergence
 from matvlm.errors import UserError
 from matvlm.models.folder import hash_files
 from matvlm.training.order import Order
@@ -72,6 +73,26 @@ def test_many_jobs_make_the_cache_of_one(writer, whole, tmp_path, monkeypatch):
     writer().gather(tmp_path / "gathered", names)
     assert again == []
     assert files(tmp_path / "gathered") == files(whole)
+
+
+def test_the_same_tokens_are_drawn_whichever_job_makes_the_shard(writer, tmp_path):
+    changes = {"mode": "topk", "top_k": 4, "tail_draws": 2}
+    for part in (2, 0, 1):
+        writer(**changes).make(part, 3)
+    writer(**changes).gather(tmp_path / "gathered")
+    shutil.rmtree(tmp_path / "s")
+    writer(**changes).gather(tmp_path / "one")
+    assert files(tmp_path / "gathered") == files(tmp_path / "one")
+
+
+@pytest.mark.parametrize("changes", [{"top_k": 3, "tail_draws": 0}, {"top_k": 1000, "tail_draws": 5}])
+def test_a_cache_without_draws(writer, tmp_path, changes):
+    """None are asked for, or there is nothing to draw from."""
+    writer(mode="topk", **changes).gather(tmp_path / "out")
+    scores = CacheReader(tmp_path / "out", {}).read(np.array([0, 5]), Needs((), True), 440, CPU)["scores"]
+    top = scores(torch.tensor([3, 441]))
+    assert top.drawn_values.shape == top.drawn_indices.shape == (2, 0)
+    assert prob_divergence(top.values.new_zeros(2, 1000), top, "kl").isfinite().all()
 
 
 def test_a_killed_job_goes_on_with_the_first_missing_shard(writer, whole, tmp_path, monkeypatch):

@@ -50,7 +50,8 @@ def missing(monkeypatch):
 def installed(monkeypatch):
     """Something that stands for the kernels."""
     module = type(sys)(KERNELS)
-    module.keep_choices = lambda: None
+    module.kept = []
+    module.keep_choices = lambda: module.kept.append(True)
     monkeypatch.setattr(ops, "mamba_path", module, raising=False)
     monkeypatch.setitem(sys.modules, KERNELS, module)
     monkeypatch.setattr(choose.metadata, "version", {"mamba-ssm": "2.3.2", "causal-conv1d": "1.7.0"}.get)
@@ -147,6 +148,7 @@ def test_a_gpu_that_is_too_old_is_named(wanted, gpu, installed, monkeypatch, cap
 def test_a_gpu_with_the_packages_has_the_kernels_unless_told_otherwise(gpu, installed, monkeypatch, caplog):
     gpu["capability"] = choose.CAPABILITY
     assert kernel_path(GPU) == "mamba_ssm"
+    assert installed.kept == [True]
     assert path_for(GPU, torch.bfloat16) is installed
     assert path_for(GPU, torch.float64) is torch_path  # they have none
     message = "Mamba-2 layers on cuda:0 run on the kernels of mamba-ssm 2.3.2, causal-conv1d 1.7.0"

@@ -73,9 +73,10 @@ class TopK:
 
     def estimated_kl(self, student: Tensor) -> Tensor:
         """KL(teacher || student) (...,): the top k's part as it is, and the tail's mass times the mean of log p -
-        log q over the drawn tokens, whose expectation is the tail's part. So value and gradient have no bias, and
-        no drawn token's share of the gradient is more than the tail's mass (Anshumann et al. 2025, whose drawn
-        targets have no exact top)."""
+        log q over the drawn tokens, whose expectation over the draws is the tail's part, for the gradient too; no
+        drawn token's share of the gradient is more than the tail's mass (Anshumann et al. 2025, whose drawn
+        targets have no exact top). With draws that stay the same it is no divergence: it may be negative, and what
+        fits them alone is fitted to them."""
         log_q = _log_softmax(student)
         drawn = (self.drawn_values - log_q.gather(-1, self.drawn_indices)).mean(-1)
         return _kl(self.values, log_q.gather(-1, self.indices)) + self.tail.exp() * drawn

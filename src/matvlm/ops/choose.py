@@ -70,6 +70,10 @@ def _choose(wanted: str, device: torch.device) -> str:
         return TORCH
     problem = _problem(device)
     if problem is None:
+        from matvlm.ops import mamba_path
+
+        # Not when it is imported: it asks the GPU for its name, and a process that has is no good for forking.
+        mamba_path.keep_choices()
         versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("mamba-ssm", "causal-conv1d"))
         log.info("Mamba-2 layers on %s run on the kernels of %s", device, versions)
         return MAMBA_SSM
@@ -88,11 +92,9 @@ def _problem(device: torch.device) -> str | None:
         name = torch.cuda.get_device_name(device)
         return f"the kernels need a GPU of compute capability {needed} or later; {name} has {has}"
     try:
-        from matvlm.ops import mamba_path
+        from matvlm.ops import mamba_path  # noqa: F401
     except (ImportError, OSError, AttributeError, RuntimeError) as error:
         # A package that is not there, or one compiled for another torch, which fails in many ways.
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         return f"{said}; install with: {install_command(torch.__version__, torch.version.cuda)}"
-    # Not when they are imported: it asks the GPU for its name, and a process that has is no good for forking.
-    mamba_path.keep_choices()
     return None

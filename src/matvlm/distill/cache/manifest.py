@@ -22,7 +22,8 @@ PROBE = [(f"{IMAGE}\nquestion", "answer"), ("question", "answer")]
 
 
 def fingerprint(settings: Cache, teacher: Path, data: Path, max_length: int) -> dict:
-    """What a cache depends on; two caches with the same one are interchangeable, but for the states they keep.
+    """What a cache depends on; two caches with the same one are interchangeable, but for the states they keep and
+    for which tokens were drawn, in which shard size and device have a part.
 
     What is more particular comes first: a teacher with another tokenizer is another teacher too.
     """
