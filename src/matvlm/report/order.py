@@ -14,7 +14,7 @@ _ORDERS: dict[str, tuple[str, ...]] = {
     "loss": get_args(LossSet),
     "divergence": ("none", *get_args(Divergence)),
     "task": TASKS,
-    "protocol": ("same_runtime", "paper", "roofline"),
+    "protocol": ("same_runtime", "paper"),
     "runtime": ("transformers", "fused", "generate-eager", "generate-sdpa", "generate-flash_attention_2"),
 }
 
