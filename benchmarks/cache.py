@@ -84,9 +84,10 @@ def accuracy(
         for theirs, ours in logits(teacher, student, data, args.rows):
             positions += len(ours)
             exact = {d: prob_divergence(ours.double(), theirs.double(), d) for d in DIVERGENCES}
+            tops = {size: TopK.of(theirs, *size, draw) for size in dict.fromkeys(key[1:] for key in keys)}
             for key in keys:
-                divergence, *kept = key
-                found = prob_divergence(ours, TopK.of(theirs, *kept, draw), divergence).double()
+                divergence, size = key[0], key[1:]
+                found = prob_divergence(ours, tops[size], divergence).double()
                 error = found - exact[divergence]
                 parts = torch.stack([exact[divergence].sum(), found.sum(), error.abs().sum()])
                 sums[key] = sums[key] + parts.cpu()
