@@ -28,7 +28,7 @@ if PRESET.trains:
     rule stage_evaluate:
         input:
             collected_files("eval", CELLS),
-            collected_files("profile", CELLS) if MEASURED else [],
+            collected_files("profile", CELLS),
 
     rule stage_report:
         input:

@@ -224,9 +224,8 @@ def judged(evidence: Evidence) -> list[dict[str, str]]:
     """One row of `claims.csv` for each claim, numbers as text with four significant digits."""
     rows = []
     for entry in register(evidence.settings):
-        needed, otherwise = (evidence.scores, _untrained)
-        if entry.target == "table_speed":
-            needed, otherwise = (evidence.profile, _unmeasured)
+        speed = entry.target == "table_speed"
+        needed, otherwise = (evidence.profile, _unmeasured) if speed else (evidence.scores, _untrained)
         answered = needed is not None
         claim = answer(entry.start, entry.rule if answered else otherwise, evidence)
         rows.append(
