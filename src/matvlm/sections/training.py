@@ -59,13 +59,13 @@ class Cache(Model):
     """What of the teacher is kept on disk. `online` runs the teacher beside the student instead."""
 
     mode: Literal["full", "topk", "online"] = "full"
-    """full: all logits. topk: the most likely tokens' logits, the mass of the rest
-    and tokens drawn from it. online: nothing."""
+    """full: all logits. topk: the most likely tokens' logits, the mass of the rest and tokens drawn from it.
+    online: nothing."""
     top_k: PositiveInt = 64
     """Logits kept of a position where mode is topk."""
     tail_draws: NonNegativeInt = 16
-    """Tokens kept of a position that are drawn from those outside the top k; the KL is estimated by them, in
-    a first epoch without bias. 0: all tokens outside count as one."""
+    """Tokens kept of a position that are drawn from those outside the top k; the KL is estimated by them, in a
+    first epoch without bias. 0: all tokens outside count as one."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of what is kept; the logits of topk are float32 always."""
     shard_size: PositiveInt = 256
